@@ -1,0 +1,249 @@
+"""Reading zarr arrays with suspicion: whatever is wrong with the files on disk becomes a `DataError`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from mode_policy.errors import DataError, did_you_mean
+from mode_policy.types import Feature
+
+ZarrArray = zarr.Array[Any]
+
+
+def open_group(path: Path) -> zarr.Group:
+    """Open a local zarr group (format 2 or 3) for reading.
+
+    Raises:
+        DataError: if the folder is missing or is no zarr group.
+    """
+    if not path.exists():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        names = [name for name in names if not name.startswith(".")]
+        raise DataError(f"no demonstration store at {path}.{did_you_mean(path.name, names) if names else ''}")
+    try:
+        # Consolidated metadata is a copy, and copies can be stale: each array's own file is what counts.
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except Exception as error:
+        raise DataError(
+            f"{path} is not a zarr group ({error}); give the folder that holds `data` and `meta`"
+        ) from error
+
+
+def array_names(path: Path) -> list[str]:
+    """List the arrays of a store, such as ``data/action``, without opening any of them."""
+
+    def is_array(folder: Path) -> bool:
+        metadata = folder / "zarr.json"
+        if metadata.is_file():
+            return bool(json.loads(metadata.read_text()).get("node_type") == "array")
+        return (folder / ".zarray").is_file()
+
+    return sorted(folder.relative_to(path).as_posix() for folder in path.glob("*/*") if is_array(folder))
+
+
+def open_array(group: zarr.Group, path: Path, name: str) -> ZarrArray:
+    """Open one array of the group at ``path`` without reading its values.
+
+    Raises:
+        DataError: if it is missing, its metadata is broken, or its values are not plain numbers.
+    """
+    way_out = (
+        "only plain numbers are read, because objects and pickles can run code; write it again as numbers"
+    )
+    try:
+        array = group[name]
+    except KeyError:
+        raise DataError(f"{path} has no array {name!r}.{did_you_mean(name, array_names(path))}") from None
+    except Exception as error:
+        raise DataError(
+            f"array {name!r} of {path} cannot be opened ({error}): its metadata is damaged, or "
+            f"it does not hold numbers; {way_out}"
+        ) from error
+    if not isinstance(array, zarr.Array):
+        raise DataError(
+            f"{name!r} of {path} is a group of arrays; name one of {', '.join(array_names(path))}"
+        )
+    codecs = {getattr(codec, "codec_id", "") for codec in (*array.filters, *array.compressors)}
+    if array.dtype.kind not in "fiub" or "pickle" in codecs:
+        packed = " in pickles" if "pickle" in codecs else ""
+        raise DataError(f"array {name!r} of {path} holds {array.dtype}{packed}; {way_out}")
+    return array
+
+
+def read_array(path: Path, array: ZarrArray) -> np.ndarray:
+    """Read a whole array of the store at ``path``.
+
+    Raises:
+        DataError: if a chunk file is missing or cannot be decoded; the file is named.
+    """
+    check_chunk_files(path, array)
+    try:
+        return np.asarray(array[...])
+    except Exception as error:
+        raise _unreadable(path, array, itertools.product(*_grid(array)), error) from error
+
+
+def read_rows(path: Path, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
+    """Read chosen rows (axis 0, any order, repetitions allowed) of an array.
+
+    Raises:
+        DataError: if a chunk file that holds one of them cannot be decoded; the file is named.
+    """
+    unique, inverse = np.unique(rows, return_inverse=True)
+    try:
+        return np.asarray(array.oindex[unique])[inverse]
+    except Exception as error:
+        blocks = sorted(set((unique // _file_shape(array)[0]).tolist()))
+        raise _unreadable(path, array, itertools.product(blocks, *_grid(array)[1:]), error) from error
+
+
+def check_chunk_files(path: Path, array: ZarrArray) -> None:
+    """Check that each chunk of an array has its file: zarr itself would fill the gap in silence.
+
+    Raises:
+        DataError: naming the first missing file.
+    """
+    for block in itertools.product(*_grid(array)):
+        file = _chunk_file(path, array, block)
+        if not file.is_file():
+            raise DataError(
+                f"array {array.path!r} lacks its chunk file {file}, and would silently read as "
+                f"{array.fill_value!r} there; copy or make the store again (with zarr's `write_empty_chunks`)"
+            )
+
+
+def read_images(path: Path, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
+    """Read chosen images as uint8 ``(len(rows), H, W, 3)``, whatever number type holds their 0…255.
+
+    Raises:
+        DataError: as `read_rows`, or if a value is outside 0…255.
+    """
+    images = read_rows(path, array, rows)
+    if images.dtype == np.uint8 or not images.size:
+        return images.astype(np.uint8, copy=False)
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 255):
+        raise DataError(f"images {array.path!r} of {path} have values {low} … {high}; convert them to 0…255")
+    return np.rint(images).astype(np.uint8)
+
+
+def check_images(path: Path, array: ZarrArray) -> None:
+    """Check an image array without reading it all.
+
+    One image of each shard is read: a shard's index is at its end, so this finds files that were cut short.
+
+    Raises:
+        DataError: if a chunk file is missing, a shard cannot be decoded, or the first image is scaled to 0…1.
+    """
+    check_chunk_files(path, array)
+    rows = np.arange(0, array.shape[0], array.shards[0]) if array.shards else np.zeros(1, dtype=np.int64)
+    high = read_rows(path, array, rows).max()
+    if array.dtype.kind == "f" and 0 < high <= 1:
+        raise DataError(f"images {array.path!r} of {path} are scaled to 0…{high}; convert them to 0…255")
+
+
+def check_shape(name: str, array: ZarrArray, feature: Feature) -> None:
+    """Check that an array ``(T, ...)`` holds the values of a feature.
+
+    Raises:
+        DataError: if images have another shape, or vectors another number of values.
+    """
+    shape = array.shape[1:]
+    fits = shape == feature.shape if len(feature.shape) > 1 else np.prod(shape, dtype=int) == feature.shape[0]
+    if array.ndim < 1 or not fits:
+        raise DataError(
+            f"array {array.path!r} has {shape} per step but feature {name!r} says {feature.shape}; "
+            "correct the feature's shape or map another array to it"
+        )
+
+
+def check_episode_ends(path: Path, ends: np.ndarray) -> None:
+    """Check that episode ends are int, one-dimensional, positive and strictly increasing.
+
+    Raises:
+        DataError: naming the first episode that breaks the rule.
+    """
+    if ends.ndim != 1 or ends.dtype.kind not in "iu" or len(ends) == 0:
+        raise DataError(f"episode_ends of {path} is {ends.dtype} {ends.shape}; it must be int64 (episodes,)")
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    bad = np.flatnonzero(lengths <= 0)
+    if len(bad):
+        raise DataError(
+            f"episode_ends of {path} is not strictly increasing: episode {bad[0]} would have "
+            f"{lengths[bad[0]]} steps; make the store again"
+        )
+
+
+def check_lengths(path: Path, arrays: Iterable[ZarrArray], num_steps: int) -> None:
+    """Check that all arrays have as many rows as the episodes have steps.
+
+    Raises:
+        DataError: if their lengths differ from each other or from ``num_steps``.
+    """
+    lengths = {array.path: array.shape[0] for array in arrays}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {n}" for name, n in lengths.items())
+        raise DataError(
+            f"arrays of {path} differ in length ({listed}); the store is incomplete, make it again"
+        )
+    length = next(iter(lengths.values()))
+    if length != num_steps:
+        what = "end beyond the data" if num_steps > length else "leave data over"
+        raise DataError(
+            f"episode_ends of {path} {what}: the last is {num_steps}, the arrays have {length} steps; "
+            "copy or make the store again"
+        )
+
+
+def check_finite(vectors: dict[str, np.ndarray], ends: np.ndarray) -> None:
+    """Check that no value is NaN or infinite.
+
+    Raises:
+        DataError: naming feature, episode, step in the episode and dimension of the first.
+    """
+    for key, x in vectors.items():
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad):
+            episode = int(np.searchsorted(ends, bad[0], side="right"))
+            step = bad[0] - (ends[episode - 1] if episode else 0)
+            dim = np.flatnonzero(~np.isfinite(x[bad[0]]))[0]
+            raise DataError(
+                f"{key!r} is {x[bad[0], dim]} in episode {episode}, step {step}, dimension {dim} "
+                f"({len(bad)} such steps in all); remove or repair that episode"
+            )
+
+
+def _file_shape(array: ZarrArray) -> tuple[int, ...]:
+    """Shape of what one file holds: a shard, or a chunk where there are no shards."""
+    return array.shards or array.chunks
+
+
+def _grid(array: ZarrArray) -> list[range]:
+    return [range(-(-n // size)) for n, size in zip(array.shape, _file_shape(array), strict=True)]
+
+
+def _chunk_file(path: Path, array: ZarrArray, block: tuple[int, ...]) -> Path:
+    return path / array.path / array.metadata.encode_chunk_key(block)
+
+
+def _unreadable(
+    path: Path, array: ZarrArray, blocks: Iterator[tuple[int, ...]], error: Exception
+) -> DataError:
+    """Find the first of ``blocks`` that fails on its own, and say so."""
+    culprit = "one of its files"
+    for block in blocks:
+        try:
+            array[tuple(slice(i * n, (i + 1) * n) for i, n in zip(block, _file_shape(array), strict=True))]
+        except Exception:
+            culprit = str(_chunk_file(path, array, block))
+            break
+    return DataError(
+        f"array {array.path!r}: {culprit} is corrupt or cut short ({error}); copy or make the store again"
+    )

@@ -1,0 +1,164 @@
+"""Windows: what a policy sees at one time step, and the action chunk that the expert then played.
+
+::
+
+    step of the episode      0   1   2   3   4   5        history = 2, chunk = 4, window at step 4:
+    observations                     ╰───┴─►│            steps 3, 4
+    actions                                 ╰───┴─► 5 5  steps 4, 5, then the last one repeated as padding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mode_datasets import schema
+from mode_datasets.store import DemonstrationStore
+from mode_policy.errors import DataError, did_you_mean
+from mode_policy.types import ACTION, Batch, Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """Extent of a window.
+
+    Attributes:
+        history: Number of observations H, the current one included; at least 1.
+        chunk: Number of actions C from the current step on; at least 1.
+    """
+
+    history: int = 1
+    chunk: int = 10
+
+    def __post_init__(self) -> None:
+        if self.history < 1 or self.chunk < 1:
+            raise DataError(f"history {self.history} and chunk {self.chunk} must both be at least 1")
+
+
+class Windows:
+    """One window per time step of the chosen episodes, delivered in batches by index arithmetic alone.
+
+    Before an episode's first step, its first observation is repeated; past its last step, its last action is,
+    and ``action_is_pad`` is True there. Vectors and embeddings are held in memory.
+
+    Args:
+        store: The demonstrations. Embedded instructions are delivered if it carries an instruction table.
+        spec: Extent of a window.
+        episodes: Indices of the chosen episodes, in any order, or None for all. Windows are numbered episode
+            after episode in this order.
+        state_keys: States to deliver, or None for all.
+        image_keys: Images to deliver.
+        cache_images: Load those images into memory (T·H·W·3 bytes per camera) rather than reading them batch
+            by batch, which is a hundred times slower.
+
+    Raises:
+        DataError: if an episode or a feature does not exist, an episode is chosen twice, or nothing is left
+            to observe; `UnknownInstructionError` if the table lacks the instruction of a task.
+    """
+
+    def __init__(
+        self,
+        store: DemonstrationStore,
+        spec: WindowSpec,
+        episodes: np.ndarray | None = None,
+        *,
+        state_keys: Sequence[str] | None = None,
+        image_keys: Sequence[str] = (),
+        cache_images: bool = False,
+    ) -> None:
+        self.store = store
+        self.spec = spec
+        self.episodes = _choose_episodes(store, episodes)
+        known_states = [key for key in schema.vector_keys(store.features) if key != ACTION]
+        self.state_keys = _choose(store, known_states if state_keys is None else state_keys, known_states)
+        self.image_keys = _choose(store, image_keys, schema.image_keys(store.features))
+        if not self.state_keys and not self.image_keys:
+            raise DataError(
+                f"a policy must observe something; name states or images of {sorted(store.features)}"
+            )
+
+        vectors = store.vectors()
+        self._actions = torch.from_numpy(vectors[ACTION])
+        self._states = {key: torch.from_numpy(vectors[key]) for key in self.state_keys}
+        self._images = {key: store.all_frames(key) for key in self.image_keys} if cache_images else {}
+        self._embeddings = None
+        if store.instruction_table is not None:
+            self._embeddings = store.instruction_table.embed([task.instruction for task in store.tasks])
+
+        # For each window: its step in the store, and the first and last step and the task of its episode.
+        lengths = store.episode_lengths[self.episodes]
+        self._episode = np.repeat(self.episodes, lengths)
+        self._first = store.episode_starts[self._episode]
+        self._last = store.episode_ends[self._episode] - 1
+        self._step = self._first + np.concatenate([np.arange(n) for n in lengths])
+        self._task = store.episode_tasks[self._episode]
+        self._history = np.arange(1 - spec.history, 1)
+        self._future = np.arange(spec.chunk)
+
+    def __len__(self) -> int:
+        return len(self._step)
+
+    def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the episode of each window, and its step in that episode; both int64 ``(B,)``."""
+        return self._episode[indices], (self._step - self._first)[indices]
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Return the windows at ``indices``, int ``(B,)`` in ``[0, len(self))``.
+
+        States are ``(B, H, D)``, images ``(B, H, height, width, 3)``, actions ``(B, C, A)``.
+
+        Raises:
+            DataError: if an image's chunk file cannot be decoded.
+        """
+        step_B1 = self._step[indices][:, None]
+        last_B1 = self._last[indices][:, None]
+        past_BH = np.maximum(step_B1 + self._history, self._first[indices][:, None])
+        future_BC = step_B1 + self._future
+        return Batch(
+            observation=Observation(
+                states={key: _gather(x, past_BH) for key, x in self._states.items()},
+                images={key: self._frames(key, past_BH) for key in self.image_keys},
+                instruction=None
+                if self._embeddings is None
+                else _gather(self._embeddings, self._task[indices]),
+            ),
+            actions=_gather(self._actions, np.minimum(future_BC, last_B1)),
+            action_is_pad=torch.from_numpy(future_BC > last_B1),
+        )
+
+    def _frames(self, key: str, steps_BH: np.ndarray) -> Tensor:
+        cached = self._images.get(key)
+        if cached is not None:
+            return torch.from_numpy(cached[steps_BH])
+        frames = torch.from_numpy(self.store.frames(key, steps_BH.ravel()))
+        return frames.unflatten(0, steps_BH.shape)
+
+
+def _gather(x: Tensor, rows: np.ndarray) -> Tensor:
+    """Return ``x[rows]``; `Tensor.index_select` is several times faster than indexing."""
+    return x.index_select(0, torch.from_numpy(rows.reshape(-1))).unflatten(0, rows.shape)
+
+
+def _choose_episodes(store: DemonstrationStore, episodes: np.ndarray | None) -> np.ndarray:
+    if episodes is None:
+        return np.arange(store.num_episodes)
+    episodes = np.asarray(episodes, dtype=np.int64)
+    bad = episodes[(episodes < 0) | (episodes >= store.num_episodes)]
+    if len(bad):
+        raise DataError(f"episode {bad[0]} of {store.path} does not exist; it has {store.num_episodes}")
+    if len(episodes) == 0 or len(np.unique(episodes)) < len(episodes):
+        raise DataError(f"{len(episodes)} episodes were chosen; choose at least one, and each only once")
+    return episodes
+
+
+def _choose(store: DemonstrationStore, keys: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    for key in keys:
+        if key not in known:
+            raise DataError(
+                f"{store.path} cannot deliver {key!r} here.{did_you_mean(key, known) if known else ''}"
+            )
+    return tuple(keys)

@@ -1,0 +1,107 @@
+"""What every environment of this package has in common.
+
+An environment speaks the feature keys of `mode_policy.types`. This module repeats three of those strings
+rather than import them, because that module loads torch and simulator processes should not pay for it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from mode_policy.errors import ConfigError, SimulatorError
+
+STATE = "observation.state"
+ACTION = "action"
+IMAGE_PREFIX = "observation.images."
+
+ObsMode = Literal["state", "pixels", "both"]
+ObservationDict = dict[str, np.ndarray]
+Size = tuple[int, int]
+"""Height and width of a picture, in pixels."""
+
+
+class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
+    """An environment whose observations are a dictionary of feature keys.
+
+    * ``observation.state``: float32 ``(D,)`` in raw units, with ``obs_mode`` "state" or "both";
+    * ``observation.images.<camera>``: uint8 ``(height, width, 3)``, upright RGB, with "pixels" or "both".
+
+    ``reset(seed=s)`` alone determines the episode, bit for bit, whatever the object did before. ``info`` of
+    reset and step holds ``instruction`` (str) and ``success`` (bool), and a float for each of
+    ``metadata["metrics"]``.
+    Success terminates; the simulation may be stepped on from there.
+
+    Args:
+        state_size: D.
+        action_space: Bounds of an action.
+        instruction: The task in natural language.
+        camera: Name of the camera in the image's feature key.
+        obs_mode: What observations hold.
+        image_size: Height and width of the image in an observation.
+        render_mode: "rgb_array" to allow `render`.
+        render_size: Height and width of what `render` returns.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_size: int,
+        action_space: spaces.Box,
+        instruction: str,
+        camera: str,
+        obs_mode: ObsMode,
+        image_size: Size,
+        render_mode: str | None,
+        render_size: Size,
+    ) -> None:
+        if obs_mode not in get_args(ObsMode):
+            raise ConfigError(f"obs_mode is {obs_mode!r}; choose one of {', '.join(get_args(ObsMode))}")
+        self.instruction = instruction
+        self.render_mode = render_mode
+        self._camera_key = IMAGE_PREFIX + camera
+        self._image_size = (int(image_size[0]), int(image_size[1]))
+        self._render_size = (int(render_size[0]), int(render_size[1]))
+        observations: dict[str, spaces.Space] = {}
+        if obs_mode != "pixels":
+            # Nothing bounds a simulated object, so neither does the space.
+            observations[STATE] = spaces.Box(-np.inf, np.inf, (state_size,), np.float32)
+        if obs_mode != "state":
+            observations[self._camera_key] = spaces.Box(0, 255, (*self._image_size, 3), np.uint8)
+        self._keys = tuple(observations)
+        self.observation_space = spaces.Dict(observations)  # type: ignore[assignment]  # a dict of arrays
+        self.action_space = action_space
+
+    @abstractmethod
+    def picture(self, size: Size) -> np.ndarray:
+        """Return the scene as uint8 ``(*size, 3)``, upright RGB; allowed in every render mode.
+
+        Raises:
+            SimulatorError: if this machine cannot render.
+        """
+
+    def render(self) -> np.ndarray:
+        """Return the scene as uint8 ``(*render_size, 3)``, upright RGB.
+
+        Raises:
+            SimulatorError: if the environment was not made with ``render_mode="rgb_array"``, or if this
+                machine cannot render.
+        """
+        if self.render_mode != "rgb_array":
+            raise SimulatorError(
+                f"render_mode is {self.render_mode!r}; make the environment with render_mode='rgb_array'"
+            )
+        return self.picture(self._render_size)
+
+    def _observe(self, state: np.ndarray) -> ObservationDict:
+        return {
+            key: state.astype(np.float32) if key == STATE else self.picture(self._image_size)
+            for key in self._keys
+        }
+
+    def _info(self, success: bool, **metrics: float) -> dict[str, Any]:
+        return {"instruction": self.instruction, "success": success, **metrics}

@@ -1,0 +1,88 @@
+"""One demonstration by an expert, as a worker process of `mode_envs.collect` makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from mode_envs.contract import ACTION
+from mode_envs.experts import Expert, make_expert
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What to demonstrate. The outcome is a pure function of these values.
+
+    Attributes:
+        env_id: Gymnasium id.
+        max_steps: Steps after which the attempt has failed.
+        seed: Seed of the reset and, with another stream, of the noise.
+        noise: Standard deviation of the disturbance, in units of half the action range.
+        noise_probability: Fraction of steps that are disturbed.
+        settle_steps: Steps recorded after the first success.
+        options: Arguments of the environment, e.g. ``obs_mode``.
+    """
+
+    env_id: str
+    max_steps: int
+    seed: int
+    noise: float = 0.0
+    noise_probability: float = 0.5
+    settle_steps: int = 5
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Demonstrator:
+    """Makes demonstrations, keeping the environment of the last task for the next attempt."""
+
+    def __init__(self) -> None:
+        self._made_for: tuple[str, int, dict[str, Any]] | None = None
+        self._env: gymnasium.Env
+        self._expert: Expert
+
+    def __call__(self, attempt: Attempt) -> dict[str, np.ndarray] | None:
+        """Return the recorded arrays by feature key, each ``(T, ...)``, or None if the expert failed.
+
+        Under noise the executed action is the expert's plus a disturbance, and the recorded one is the
+        expert's: the data then shows how to recover (DART, Laskey et al. 2017, arXiv 1703.09327).
+        """
+        self._prepare(attempt)
+        env, expert = self._env, self._expert
+        low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box
+        generator = np.random.default_rng((attempt.seed, 1))
+        observation, _ = env.reset(seed=attempt.seed)
+        expert.reset()
+        records: dict[str, list[np.ndarray]] = {key: [] for key in (*observation, ACTION)}
+        settle: int | None = None  # steps left to record, once the task is solved
+        truncated = False
+        while not truncated and settle != 0:
+            action = expert.act(observation)
+            for key, value in (*observation.items(), (ACTION, action)):
+                records[key].append(value)
+            executed = action
+            if settle is None and attempt.noise and generator.random() < attempt.noise_probability:
+                disturbance = generator.normal(0.0, attempt.noise, action.shape) * (high - low) / 2
+                executed = np.clip(action + disturbance, low, high).astype(np.float32)
+            observation, _, _, truncated, info = env.step(executed)
+            if settle is not None:
+                settle -= 1
+            elif info["success"]:
+                settle = attempt.settle_steps
+        if settle is None:
+            return None
+        return {key: np.stack(values) for key, values in records.items()}
+
+    def _prepare(self, attempt: Attempt) -> None:
+        wanted = (attempt.env_id, attempt.max_steps, dict(attempt.options))
+        if self._made_for == wanted:
+            return
+        if self._made_for is not None:
+            self._env.close()
+        self._made_for = None
+        self._expert = make_expert(attempt.env_id)
+        self._env = gymnasium.make(attempt.env_id, max_episode_steps=attempt.max_steps, **attempt.options)
+        self._made_for = wanted

@@ -1,0 +1,119 @@
+"""Off-screen MuJoCo pictures on whatever OpenGL a machine has.
+
+Nothing here runs until a picture is asked for, so stepping needs no OpenGL at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from mode_policy.errors import SimulatorError
+
+BACKENDS = ("egl", "osmesa")
+INSTALL_LINE = "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
+
+# A broken driver may abort the process instead of raising, so each backend is first tried in another one.
+_PROBE = """
+import sys, mujoco, importlib
+context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(64, 64)
+context.make_current()
+mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+"""
+
+
+@functools.cache
+def rendering_available() -> tuple[bool, str]:
+    """Find out, in a subprocess, whether this machine can render MuJoCo scenes; the answer is kept.
+
+    The environment variable ``MUJOCO_GL`` ("egl" or "osmesa") restricts the search to that backend.
+
+    Returns:
+        ``(True, backend)``, or ``(False, reason)`` where the reason says what to install.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    reasons = []
+    for backend in BACKENDS if asked not in BACKENDS else (asked,):
+        # The platform of PyOpenGL is fixed at its first import; let the backend under trial choose it.
+        environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
+        environment["MUJOCO_GL"] = backend
+        try:
+            probe = subprocess.run(
+                [sys.executable, "-c", _PROBE, backend],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        except subprocess.TimeoutExpired:
+            reasons.append(f"{backend}: no answer in 60 s")
+            continue
+        if probe.returncode == 0:
+            return True, backend
+        last_line = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+        reasons.append(f"{backend}: {last_line}")
+    return False, f"no off-screen OpenGL ({'; '.join(reasons)}). Install one: {INSTALL_LINE}"
+
+
+class Renderer:
+    """Pictures of one size of one MuJoCo model.
+
+    Args:
+        model: ``mujoco.MjModel``.
+        size: Height and width of the pictures.
+
+    Raises:
+        SimulatorError: if this machine has no off-screen OpenGL.
+    """
+
+    def __init__(self, model: Any, size: tuple[int, int]) -> None:
+        available, backend = rendering_available()
+        if not available:
+            raise SimulatorError(backend)
+        import mujoco
+
+        height, width = size
+        self._mujoco = mujoco
+        self._model = model
+        self._context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+        self._context.make_current()
+        model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+        model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+        self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._target)
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def render(self, data: Any, camera: str) -> np.ndarray:
+        """Return what a named camera sees, uint8 ``(height, width, 3)``, first row on top."""
+        mujoco = self._mujoco
+        self._context.make_current()
+        self._camera.fixedcamid = self._model.camera(camera).id
+        mujoco.mjv_updateScene(
+            self._model,
+            data,
+            self._options,
+            None,
+            self._camera,
+            mujoco.mjtCatBit.mjCAT_ALL,
+            self._scene,
+        )
+        mujoco.mjr_render(self._viewport, self._scene, self._target)
+        image = np.empty((self._viewport.height, self._viewport.width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, self._viewport, self._target)
+        return image[::-1]  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        """Free the OpenGL context; the renderer cannot be used afterwards."""
+        self._context.make_current()
+        self._target.free()
+        self._context.free()

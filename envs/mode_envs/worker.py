@@ -1,0 +1,139 @@
+"""Processes that run simulators for another one, and can be lost without losing it.
+
+A worker is ``python -m mode_envs.worker`` at the other end of a socket pair. It is started as a fresh
+interpreter rather than by `multiprocessing`, whose children would import the caller's main script again (and
+torch with it), and it ends by itself when the socket closes, so no way of dying leaves orphans behind.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from mode_policy.errors import ModePolicyError, SimulatorError
+
+# Workers share the machine's cores with each other and with the policy.
+_SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class WorkerDiedError(Exception):
+    """A worker was killed, crashed or hung; its work can be given to a new one."""
+
+
+class Worker:
+    """A Python callable that lives in a process of its own.
+
+    Args:
+        factory: ``"module:name"`` of what the process calls once to get the callable that answers requests.
+            Only NumPy arrays and plain data should cross.
+    """
+
+    def __init__(self, factory: str) -> None:
+        ours, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-X",
+                    "faulthandler",
+                    "-m",
+                    "mode_envs.worker",
+                    str(theirs.fileno()),
+                    factory,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
+                env={
+                    **os.environ,
+                    **_SINGLE_THREADED,
+                    "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path),
+                },
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
+            )
+        self.connection = Connection(ours.detach())
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def send(self, request: Any) -> None:
+        """Give the worker a request; `receive` returns the answer.
+
+        Raises:
+            WorkerDiedError: if the process is gone.
+        """
+        try:
+            self.connection.send(request)
+        except OSError as error:
+            raise self._death("ended") from error
+
+    def receive(self, timeout: float) -> Any:
+        """Return the answer to the oldest open request.
+
+        Raises:
+            WorkerDiedError: if the process is gone, or silent for ``timeout`` seconds.
+            SimulatorError: if the callable raised.
+        """
+        try:
+            if not self.connection.poll(timeout):
+                raise self._death(f"did not answer within {timeout:g} s")
+            error, answer = self.connection.recv()
+        except (OSError, EOFError) as lost:
+            raise self._death("ended") from lost
+        if error is not None:
+            raise SimulatorError(error)
+        return answer
+
+    def close(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+        self._stderr.close()
+
+    def _death(self, how: str) -> WorkerDiedError:
+        self._process.kill()
+        code = self._process.wait()
+        self._stderr.seek(0)
+        said = self._stderr.read().decode(errors="replace").strip()[-2000:]
+        return WorkerDiedError(
+            f"simulator process {self.pid} {how} (exit code {code}); it said: {said or 'nothing'}"
+        )
+
+
+def call(handle: Callable[[Any], Any], request: Any) -> tuple[str | None, Any]:
+    """Return ``(None, answer)``, or ``(what went wrong, None)`` if the callable raised."""
+    try:
+        return None, handle(request)
+    except ModePolicyError as error:
+        return str(error), None
+    except Exception:
+        return f"a simulator raised an exception:\n{traceback.format_exc()}", None
+
+
+def main() -> None:
+    """Serve requests until the parent closes its end."""
+    connection = Connection(int(sys.argv[1]))
+    handle = pkgutil.resolve_name(sys.argv[2])()
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        connection.send(call(handle, request))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Routed SwiGLU experts as one operation with a hand-written backward.
+
+Routing is per row (a sample, where the noise level routes), so the tokens of a row are contiguous and the
+rows of an expert form one matrix product. An expert runs only on the rows that chose it.
+
+Legend: R routed rows, S tokens per row, D width, H hidden width, E = 2H, N experts, K active experts,
+M rows of one expert, Q = M·S tokens of one expert.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mode_kernels.reference import expert_mlp_reference
+
+
+def expert_mlp(
+    x_RSD: Tensor,
+    expert_RK: Tensor,
+    weight_RK: Tensor,
+    up_weight_NED: Tensor,
+    up_bias_NE: Tensor,
+    down_weight_NDH: Tensor,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Weighted sum of the chosen SwiGLU experts; see `expert_mlp_reference` for the formula.
+
+    Args:
+        x_RSD: tokens.
+        expert_RK: int64 expert of each row, distinct within a row.
+        weight_RK: weight of each chosen expert.
+        up_weight_NED: first projections, linear half above the gate half.
+        up_bias_NE: their biases.
+        down_weight_NDH: second projections.
+        dropout: probability of dropping a hidden unit (training only).
+
+    Returns:
+        ``(R, S, D)``.
+    """
+    arguments = (x_RSD, expert_RK, weight_RK, up_weight_NED, up_bias_NE, down_weight_NDH)
+    # The sizes of the groups have to be known on the host: free on a CPU, a stall on an accelerator and a
+    # break in a compiled graph. Dropout needs the autograd of the hidden units. These take the dense form.
+    if dropout > 0 or x_RSD.device.type != "cpu" or torch.compiler.is_compiling():
+        return expert_mlp_reference(*arguments, dropout)
+    out_RSD: Tensor = _GroupedExperts.apply(*arguments)
+    return out_RSD
+
+
+def _groups(expert_RK: Tensor, num_experts: int) -> list[tuple[int, Tensor, Tensor]]:
+    """For each expert in use: its number, the rows that chose it, and that choice's flat place in (R, K)."""
+    flat = expert_RK.flatten()
+    order = flat.argsort(stable=True)
+    sizes = torch.bincount(flat, minlength=num_experts).tolist()
+    slots = order.split(sizes)
+    return [(n, s // expert_RK.shape[1], s) for n, s in enumerate(slots) if len(s)]
+
+
+class _GroupedExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_RSD: Tensor,
+        expert_RK: Tensor,
+        weight_RK: Tensor,
+        up_weight_NED: Tensor,
+        up_bias_NE: Tensor,
+        down_weight_NDH: Tensor,
+    ) -> Tensor:
+        _, S, D = x_RSD.shape
+        H = down_weight_NDH.shape[2]
+        groups = _groups(expert_RK, up_weight_NED.shape[0])
+        out_RSD = torch.zeros_like(x_RSD)
+        saved: list[Tensor] = []
+        for n, rows_M, slots_M in groups:
+            x_QD = x_RSD[rows_M].view(-1, D)
+            h_QE = torch.addmm(up_bias_NE[n], x_QD, up_weight_NED[n].t())
+            silu_QH = F.silu(h_QE[:, H:])
+            weight_Q1 = weight_RK.flatten()[slots_M].repeat_interleave(S)[:, None]
+            y_QD = torch.mm(silu_QH * h_QE[:, :H], down_weight_NDH[n].t())
+            out_RSD.index_add_(0, rows_M, (y_QD * weight_Q1).view(-1, S, D))
+            saved += [x_QD, h_QE, silu_QH, y_QD]
+        ctx.groups = groups
+        ctx.save_for_backward(weight_RK, up_weight_NED, down_weight_NDH, *saved)
+        return out_RSD
+
+    @staticmethod
+    def backward(ctx: Any, grad_RSD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight_RK, up_weight_NED, down_weight_NDH, *saved = ctx.saved_tensors
+        grad_RSD = grad_RSD.contiguous()
+        S, D = grad_RSD.shape[1:]
+        H = down_weight_NDH.shape[2]
+        dx_RSD = torch.zeros_like(grad_RSD)
+        dweight_RK = torch.zeros_like(weight_RK)
+        dup_NED = torch.zeros_like(up_weight_NED)
+        dbias_NE = up_weight_NED.new_zeros(up_weight_NED.shape[:2])
+        ddown_NDH = torch.zeros_like(down_weight_NDH)
+        for i, (n, rows_M, slots_M) in enumerate(ctx.groups):
+            x_QD, h_QE, silu_QH, y_QD = saved[4 * i : 4 * i + 4]
+            linear_QH, gate_QH = h_QE[:, :H], h_QE[:, H:]
+            grad_QD = grad_RSD[rows_M].view(-1, D)
+            dweight_RK.view(-1)[slots_M] = (grad_QD * y_QD).view(len(rows_M), -1).sum(1)
+            dy_QD = grad_QD * weight_RK.flatten()[slots_M].repeat_interleave(S)[:, None]
+            torch.mm(dy_QD.t(), silu_QH * linear_QH, out=ddown_NDH[n])
+            dhidden_QH = torch.mm(dy_QD, down_weight_NDH[n])
+            dh_QE = torch.empty_like(h_QE)
+            torch.mul(dhidden_QH, silu_QH, out=dh_QE[:, :H])
+            dh_QE[:, H:] = torch.ops.aten.silu_backward(dhidden_QH.mul_(linear_QH), gate_QH)
+            torch.mm(dh_QE.t(), x_QD, out=dup_NED[n])
+            torch.sum(dh_QE, 0, out=dbias_NE[n])
+            dx_RSD.index_add_(0, rows_M, torch.mm(dh_QE, up_weight_NED[n]).view(-1, S, D))
+        return dx_RSD, None, dweight_RK, dup_NED, dbias_NE, ddown_NDH

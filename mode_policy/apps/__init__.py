@@ -1,0 +1,1 @@
+"""The programs: they compose configuration, data, environments and policy, and talk to the person."""

@@ -1,0 +1,99 @@
+"""Configuration of the programs; see ``conf/train.yaml`` and ``conf/evaluate.yaml`` for the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from mode_policy.config import PolicyConfig
+from mode_policy.training.config import TrainerConfig
+
+_frozen = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class TaskConfig:
+    """What is learnt and where it is tested: a suite of ``mode_envs`` and the subset of its tasks, or all."""
+
+    name: str
+    suite: str
+    tasks: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class DatasetConfig:
+    """Where demonstrations come from; the keys are described in ``conf/train.yaml``."""
+
+    source: Literal["collect", "path"] = "path"
+    path: str
+    layout: Literal["native", "replay_buffer"] = "native"
+    url: str | None = None
+    keys: dict[str, str] = Field(default_factory=dict)
+    features: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    fps: float | None = None
+    licence: str | None = None
+    episodes: int = Field(40, ge=1)
+    noise: float = Field(0.0, ge=0)
+    seed: int = 0
+    state_keys: tuple[str, ...] | None = None
+    validation_fraction: float = Field(0.05, ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class EvaluationConfig:
+    """How rollouts are made; the keys are described in ``conf/train.yaml``."""
+
+    episodes: int = Field(20, ge=0)
+    seed: int = 100000
+    lanes: int = Field(20, ge=1)
+    workers: int | None = Field(None, ge=0)
+    videos: int = Field(1, ge=0)
+    video_size: int = Field(240, ge=16)
+    weights: Literal["ema", "raw"] = "ema"
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class TrainConfig:
+    """Everything of ``train.py``."""
+
+    task: TaskConfig
+    dataset: DatasetConfig
+    policy: PolicyConfig
+    trainer: TrainerConfig
+    evaluation: EvaluationConfig
+    run_dir: str
+    resume: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class EvaluateConfig:
+    """Everything of ``evaluate.py``."""
+
+    checkpoint: str
+    task: str | tuple[str, ...] | None = None
+    episodes: int = Field(20, ge=1)
+    seed: int = 100000
+    lanes: int = Field(20, ge=1)
+    workers: int | None = Field(None, ge=0)
+    videos: int = Field(1, ge=0)
+    video_size: int = Field(240, ge=16)
+    weights: Literal["ema", "raw"] = "ema"
+    execute: int | None = Field(None, ge=1)
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    output: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateConfig:
+        if not Path(self.checkpoint).exists():
+            raise ValueError(f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's")
+        return self
+
+    @property
+    def rollouts(self) -> EvaluationConfig:
+        """The part that training and evaluation share."""
+        names = EvaluationConfig.__dataclass_fields__
+        return EvaluationConfig(**{name: getattr(self, name) for name in names})

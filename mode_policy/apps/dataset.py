@@ -1,0 +1,193 @@
+"""Getting demonstrations: find, collect, embed instructions; then windows for training."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mode_datasets import (
+    BatchSampler,
+    DemonstrationStore,
+    Provenance,
+    ReplayBufferLayout,
+    StoreWriter,
+    Windows,
+    WindowSpec,
+    open_store,
+    split_episodes,
+)
+from mode_envs import EnvTask
+from mode_policy.apps.cli import console
+from mode_policy.apps.config import DatasetConfig, TaskConfig
+from mode_policy.apps.progress import bar
+from mode_policy.config import PolicyConfig
+from mode_policy.encoders.language import embed_instructions
+from mode_policy.errors import ConfigError, DataError
+from mode_policy.types import Batch, Feature, feature_kind
+
+
+def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
+    """Return the simulated tasks of a task configuration.
+
+    Raises:
+        ConfigError: if the suite or one of the chosen tasks is unknown.
+    """
+    from mode_envs import suite
+    from mode_policy.errors import did_you_mean
+
+    tasks = suite(task.suite)
+    if task.tasks is None:
+        return tasks
+    known = {t.task.name: t for t in tasks}
+    for name in task.tasks:
+        if name not in known:
+            raise ConfigError(f"task {name!r} is not in {task.suite!r}.{did_you_mean(name, known)}")
+    return tuple(known[name] for name in task.tasks)
+
+
+def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> DemonstrationStore:
+    """Open the demonstrations, collecting them first where the configuration says so.
+
+    Raises:
+        DataError: if they are absent or damaged, or were embedded by another text encoder.
+    """
+    path = Path(config.path).expanduser()
+    if config.source == "collect" and not (path.exists() and _reusable(path, config, task)):
+        collect_store(path, config, task, language)
+    store = open_store(path, _layout(config, task)) if path.exists() else _absent(path, config)
+    if language is not None and store.instruction_table is None:
+        store = store.with_instructions(embed_instructions([t.instruction for t in store.tasks], language))
+    console.print(
+        f"dataset    {path}: {store.num_episodes} demonstrations of {len(store.tasks)} tasks, "
+        f"{store.num_steps} steps"
+    )
+    return store
+
+
+def _absent(path: Path, config: DatasetConfig) -> DemonstrationStore:
+    where = f" Download and unpack {config.url}, then" if config.url else " To use a copy you have,"
+    raise DataError(
+        f"no demonstrations at {path}.{where} give dataset.path=<its folder>, or set MODE_DATA_DIR to the folder "
+        f"that holds {path.name}"
+    )
+
+
+def _layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout | None:
+    if config.layout == "native":
+        return None
+    if config.fps is None:
+        raise ConfigError("dataset.layout=replay_buffer needs the control rate of the data, dataset.fps=…")
+    return ReplayBufferLayout(
+        keys=config.keys,
+        features={k: Feature.from_json(f) for k, f in config.features.items()},
+        fps=config.fps,
+        task=env_tasks(task)[0].task,
+        provenance=Provenance(source=config.url or config.path, licence=config.licence or "unknown"),
+    )
+
+
+def _recipe(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
+    """What determines a collection; kept in the store to know whether it can be used again."""
+    names = ",".join(t.task.name for t in tasks)
+    return f"scripted experts: episodes={config.episodes} noise={config.noise:g} seed={config.seed} tasks={names}"
+
+
+def _reusable(path: Path, config: DatasetConfig, task: TaskConfig) -> bool:
+    found = open_store(path).provenance.source
+    wanted = _recipe(config, env_tasks(task))
+    if found != wanted:
+        console.print(f"dataset    {path} was made by another recipe ({found}); collecting anew")
+    return found == wanted
+
+
+def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language: str | None) -> None:
+    """Collect demonstrations of scripted experts into a new store, replacing one of another recipe."""
+    from mode_envs import features
+    from mode_envs.collect import collect
+
+    tasks = env_tasks(task)
+    table = None if language is None else embed_instructions([t.task.instruction for t in tasks], language)
+    provenance = Provenance(
+        source=_recipe(config, tasks), licence="MIT", command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    )
+    described = features(tasks[0].env_id)
+    fps = simulator_fps(tasks[0])
+    with StoreWriter(path, described, fps, provenance, overwrite=True) as writer, bar("collecting", "demonstrations") as progress:
+        collection = collect(tasks, config.episodes, seed=config.seed, workers=os.cpu_count(), noise=config.noise)
+        row = progress.add_task("collecting", total=config.episodes * len(tasks), note="")
+        for episode in collection:
+            writer.append(episode)
+            report = collection.report
+            progress.update(row, advance=1, note=f"{episode.task.name}: experts succeed {report.successes / report.attempts:.0%}")
+        if table is not None:
+            writer.set_instructions(table)
+    lowest = min(collection.report.tasks.items(), key=lambda item: item[1].success_rate)
+    console.print(
+        f"collected  {collection.report.successes} demonstrations in {collection.report.attempts} attempts, "
+        f"{collection.report.seconds:.0f} s (lowest rate: {lowest[0]} {lowest[1].success_rate:.0%})"
+    )
+
+
+def simulator_fps(task: EnvTask) -> float:
+    """Return the control rate of a task's environment in Hz."""
+    from mode_envs import make
+
+    env = make(task)
+    try:
+        return float(env.metadata["render_fps"])
+    finally:
+        env.close()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Windows in the order in which training sees them, and held-out batches."""
+
+    windows: Windows
+    sampler: BatchSampler
+    validation: list[Batch]
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, a pure function of its number."""
+        return self.windows.batch(self.sampler.indices(step))
+
+
+def training_data(
+    store: DemonstrationStore,
+    policy: PolicyConfig,
+    state_keys: Sequence[str] | None,
+    *,
+    batch_size: int,
+    validation_fraction: float,
+    validation_batches: int,
+    seed: int,
+) -> TrainingData:
+    """Split by episode and cut windows."""
+    train, held_out = split_episodes(store, validation_fraction, seed)
+    spec = WindowSpec(history=policy.history, chunk=policy.chunk)
+    keys = chosen_states(store, state_keys)
+    windows = Windows(store, spec, train, state_keys=keys)
+    validation: list[Batch] = []
+    if len(held_out) and validation_batches:
+        held = Windows(store, spec, held_out, state_keys=keys)
+        chosen = np.random.default_rng(seed).permutation(len(held))[: batch_size * validation_batches]
+        validation = [held.batch(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
+    return TrainingData(windows, BatchSampler(len(windows), batch_size, seed), validation)
+
+
+def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the state features that the policy reads: those chosen, or all."""
+    known = [k for k in store.features if feature_kind(k) == "state"]
+    if state_keys is None:
+        return tuple(known)
+    unknown = [k for k in state_keys if k not in known]
+    if unknown:
+        raise ConfigError(f"dataset.state_keys names {unknown}; the dataset has {known}")
+    return tuple(state_keys)
+
+

@@ -1,0 +1,70 @@
+"""``mode-evaluate`` and ``evaluate.py``: a checkpoint, rolled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mode_envs import EnvTask, env_task
+from mode_envs.suites import SUITES, suite
+from mode_policy.apps.cli import console, program
+from mode_policy.apps.config import EvaluateConfig, TaskConfig
+from mode_policy.apps.dataset import env_tasks
+from mode_policy.apps.rollouts import announce, evaluate_policy
+from mode_policy.checkpoint import load_policy, read_description
+from mode_policy.config import PolicyConfig, build, to_dict
+from mode_policy.errors import ConfigError
+
+
+@program("evaluate")
+def main(data: dict[str, Any]) -> None:
+    """Load a checkpoint, roll it out, report."""
+    config = build(EvaluateConfig, data)
+    checkpoint = find_checkpoint(Path(config.checkpoint))
+    about = read_description(checkpoint)["about"]
+    tasks = _tasks(config, about)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(checkpoint, weights=config.weights, device=device)
+    if config.sampler:
+        merged = to_dict(policy.config)
+        merged["sampler"] |= config.sampler
+        policy.config = build(PolicyConfig, merged, "policy")
+    if config.execute is not None and config.execute > policy.config.chunk:
+        raise ConfigError(f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}")
+    folder = Path(config.output) if config.output else checkpoint.parent.parent / f"evaluation_{checkpoint.name}"
+    name = about.get("task", {}).get("name", "tasks") if config.task is None else config.task
+    console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {config.episodes} rollouts each")
+    evaluation = evaluate_policy(
+        policy,
+        tasks,
+        config.rollouts,
+        folder,
+        execute=config.execute,
+        settings={"task": name, "checkpoint": str(checkpoint)},
+        configuration=data,
+    )
+    announce(evaluation, folder, checkpoint)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return a checkpoint's folder, given it or the folder of its run."""
+    last = path / "checkpoints" / "last"
+    return last if last.exists() else path
+
+
+def _tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]:
+    """The tasks to evaluate: as asked for, or those of the training."""
+    if config.task is None:
+        if "task" not in about:
+            raise ConfigError("the checkpoint does not say what it was trained on; give task=…")
+        return env_tasks(build(TaskConfig, about["task"]))
+    if isinstance(config.task, str) and config.task in SUITES:
+        return suite(config.task)
+    names = (config.task,) if isinstance(config.task, str) else config.task
+    return tuple(env_task(name) for name in names)
+
+

@@ -1,0 +1,24 @@
+"""Progress bars: what is done, how fast, how long it still takes."""
+
+from __future__ import annotations
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mode_policy.apps.cli import console
+
+
+def bar(title: str, unit: str = "") -> Progress:
+    """Return a bar that counts ``unit``s; tasks need a field ``note``, shown at the end."""
+    counts = [MofNCompleteColumn(), TextColumn(unit)] if unit else [TextColumn("{task.percentage:>3.0f}%")]
+    return Progress(
+        SpinnerColumn(),
+        TextColumn(f"{title:10}"),
+        BarColumn(bar_width=24),
+        *counts,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        refresh_per_second=2,
+    )

@@ -1,0 +1,241 @@
+"""Evaluating a policy in simulation: rollouts, table, records, videos, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mode_envs import EnvTask, rendering_available
+from mode_envs.collect import episode_seed
+from mode_envs.lanes import Video as Filming
+from mode_envs.rollout import EpisodeResult, EpisodeSpec, rollout
+from mode_policy.apps.cli import console
+from mode_policy.apps.config import EvaluationConfig
+from mode_policy.apps.progress import bar
+from mode_policy.checkpoint import versions
+from mode_policy.diffusion.schedules import grid
+from mode_policy.errors import DataError
+from mode_policy.evaluation import (
+    EpisodeRecord,
+    Evaluation,
+    ExpertUsage,
+    VideoError,
+    coverage_score,
+    episode_videos,
+    mark_outcome,
+    write_report,
+    write_video,
+)
+from mode_policy.evaluation.runner import PolicyRunner
+from mode_policy.files import explain_full_disk
+from mode_policy.policy import MoDEPolicy
+
+
+def evaluate_policy(
+    policy: MoDEPolicy,
+    tasks: Sequence[EnvTask],
+    config: EvaluationConfig,
+    folder: Path,
+    *,
+    execute: int | None = None,
+    demonstrated: Collection[int] = (),
+    settings: Mapping[str, Any],
+    configuration: Mapping[str, Any] | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    training_summary: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Roll out, then write ``evaluation.json``, ``videos/`` and ``report.html`` to ``folder``.
+
+    Args:
+        policy: with its statistics and instructions.
+        tasks: to evaluate.
+        config: how many rollouts, which seeds.
+        folder: for the results.
+        execute: actions of a chunk that are executed; the policy's own by default.
+        demonstrated: seeds of the demonstrations, which no rollout may start from.
+        settings: recorded with the results.
+        configuration: shown folded in the report.
+        metrics: of the training, for the report.
+        training_summary: of the training, for the report.
+
+    Raises:
+        DataError: if the policy does not fit the environments, or a rollout would start where a demonstration did.
+    """
+    check_fit(policy, tasks)
+    seeds = [episode_seed(config.seed, i) for i in range(config.episodes)]
+    if seen := sorted(set(seeds) & set(int(s) for s in demonstrated)):
+        raise DataError(
+            f"{len(seen)} rollouts would start from initial states of the demonstrations (seed {seen[0]}); "
+            "change evaluation.seed"
+        )
+    specs = [EpisodeSpec(task=task, seed=seed) for task in tasks for seed in seeds]
+    record = _filmed(tasks, config)
+    results = _run(policy, specs, config, execute or policy.config.execute, record)
+    records = [_record(result) for result in results]
+    records = _write_videos(records, results, tasks, config, folder)
+    settings = {
+        "command": " ".join([f"uv run {Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "versions": versions(),
+        "seed": config.seed,
+        "episodes_per_task": config.episodes,
+        "lanes": config.lanes,
+        "threads": torch.get_num_threads(),
+        "weights": config.weights,
+        "execute": execute or policy.config.execute,
+        "sampler": policy.config.sampler.name,
+        "denoising_steps": policy.config.sampler.steps,
+        "noise_levels": sampling_grid(policy),
+        **settings,
+    }
+    evaluation = Evaluation.from_records(records, [t.task for t in tasks], settings)
+    with explain_full_disk(folder):
+        evaluation.write(folder / "evaluation.json")
+        write_report(
+            folder / "report.html",
+            title=f"MoDE on {settings.get('task', 'tasks')}",
+            evaluation=evaluation,
+            metrics=metrics,
+            expert_usage=usage(policy),
+            settings=configuration,
+            videos=episode_videos(evaluation, folder),
+            training_summary=training_summary,
+        )
+    return evaluation
+
+
+def check_fit(policy: MoDEPolicy, tasks: Sequence[EnvTask]) -> None:
+    """Compare a policy with the environments before anything long begins.
+
+    Raises:
+        DataError: if a feature has another shape, or an instruction is unknown to the checkpoint.
+    """
+    from mode_envs import features
+
+    for task in tasks:
+        given = features(task.env_id)
+        for key, feature in policy.features.items():
+            if key not in given:
+                raise DataError(f"{task.task.name} gives {sorted(given)}, but the policy needs {key!r}")
+            if given[key].shape != feature.shape:
+                raise DataError(
+                    f"{key!r} has shape {given[key].shape} in {task.task.name} and {feature.shape} in the policy; "
+                    "they were made for different robots or tasks"
+                )
+    if policy.instructions is not None:
+        policy.instructions.index([t.task.instruction for t in tasks])
+
+
+def sampling_grid(policy: MoDEPolicy) -> list[float]:
+    """Return the noise levels of the policy's sampler, with the final 0."""
+    s = policy.config.sampler
+    return grid(s.schedule, s.steps, s.sigma_min, s.sigma_max)
+
+
+@torch.no_grad()
+def usage(policy: MoDEPolicy, levels: int = 64) -> ExpertUsage:
+    """Return the routers' softmax over noise levels, averaged over instructions where routers see the goal."""
+    s = policy.config.sampler
+    sigmas = torch.logspace(np.log10(s.sigma_min), np.log10(s.sigma_max), levels, device=policy.device)
+    table = policy.instructions
+    goals = torch.zeros(1, policy.goal_dim) if table is None else table.embeddings
+    per_goal = []
+    for goal in goals if policy.config.denoiser.router.goal else goals[:1]:
+        routings = policy.denoiser.route(sigmas, goal.to(policy.device).expand(levels, -1))
+        per_goal.append(torch.stack([r.probs_RN for r in routings], dim=1))
+    probs_SLN = torch.stack(per_goal).mean(0)
+    routed = policy.config.denoiser.experts.active - policy.config.denoiser.experts.shared
+    return ExpertUsage(probs_SLN.cpu().numpy(), sigmas.cpu().numpy(), routed)
+
+
+def _filmed(tasks: Sequence[EnvTask], config: EvaluationConfig) -> list[int]:
+    """Indices of the rollouts to film: the first few of each task, where pictures can be made."""
+    if not config.videos:
+        return []
+    available, reason = rendering_available()
+    if not available:
+        console.print(f"videos     none: {reason}")
+        return []
+    first = range(min(config.videos, config.episodes))
+    return [t * config.episodes + i for t in range(len(tasks)) for i in first]
+
+
+def _run(
+    policy: MoDEPolicy, specs: list[EpisodeSpec], config: EvaluationConfig, execute: int, record: list[int]
+) -> list[EpisodeResult]:
+    successes = 0
+    with bar("evaluating", "rollouts") as progress:
+        row = progress.add_task("evaluating", total=len(specs), note="")
+
+        def on_episode(_: int, result: EpisodeResult) -> None:
+            nonlocal successes
+            successes += result.success
+            done = progress.tasks[0].completed + 1
+            progress.update(row, advance=1, note=f"success {successes / done:.0%}")
+
+        return rollout(
+            PolicyRunner(policy),
+            specs,
+            execute=execute,
+            lanes=config.lanes,
+            workers=os.cpu_count() if config.workers is None else config.workers,
+            record=record,
+            video=Filming(size=(config.video_size, config.video_size)),
+            on_episode=on_episode,
+        )
+
+
+def _record(result: EpisodeResult) -> EpisodeRecord:
+    metrics = dict(result.metrics)
+    if "coverage" in metrics:
+        metrics["score"] = coverage_score(metrics["coverage"])
+    return EpisodeRecord(
+        task=result.task,
+        seed=result.seed,
+        success=result.success,
+        steps=result.steps,
+        return_=result.return_,
+        metrics=metrics,
+        seconds=result.seconds,
+        restarts=result.restarts,
+    )
+
+
+def _write_videos(
+    records: list[EpisodeRecord],
+    results: Sequence[EpisodeResult],
+    tasks: Sequence[EnvTask],
+    config: EvaluationConfig,
+    folder: Path,
+) -> list[EpisodeRecord]:
+    """Write the filmed rollouts to ``folder/videos`` and name them in the records."""
+    written = list(records)
+    for i, result in enumerate(results):
+        if result.frames is None:
+            continue
+        name = f"videos/{result.task}_{result.seed}_{'success' if result.success else 'failure'}.mp4"
+        try:
+            (folder / "videos").mkdir(parents=True, exist_ok=True)
+            # Half the control rate is watchable for fast simulators, and the true speed for slow ones.
+            write_video(folder / name, mark_outcome(result.frames, result.success), fps=20)
+        except VideoError as error:
+            console.print(f"videos     none: {error}")
+            break
+        written[i] = replace(records[i], video=name)
+    return written
+
+
+def announce(evaluation: Evaluation, folder: Path, checkpoint: Path) -> None:
+    """Print the table, where everything is, and the headline last."""
+    console.print(evaluation.table())
+    console.print(f"checkpoint {checkpoint}")
+    for name in ("metrics.jsonl", "evaluation.json", "report.html", "videos"):
+        if (folder / name).exists():
+            console.print(f"{name.split('.')[0]:10} {folder / name}")
+    console.print(evaluation.headline())

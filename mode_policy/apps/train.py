@@ -1,0 +1,141 @@
+"""``mode-train`` and ``train.py``: demonstrations → policy → rollouts → report, with one command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from mode_policy.apps.cli import console, program, to_plain
+from mode_policy.apps.config import TrainConfig
+from mode_policy.apps.dataset import TrainingData, env_tasks, get_store, training_data
+from mode_policy.apps.progress import bar
+from mode_policy.apps.rollouts import announce, check_fit, evaluate_policy
+from mode_policy.checkpoint import load_policy
+from mode_policy.config import build
+from mode_policy.errors import CheckpointError, ConfigError
+from mode_policy.files import write_text
+from mode_policy.policy import MoDEPolicy
+from mode_policy.training.metrics import read_metrics
+from mode_policy.training.trainer import Trainer, TrainingSummary, seed_step
+from mode_policy.types import ACTION, Features
+
+
+@program("train")
+def main(data: dict[str, Any]) -> None:
+    """Collect or open demonstrations, train, evaluate, report."""
+    data = _resumed(data) if data["resume"] else data
+    config = build(TrainConfig, data)
+    folder = Path(data["resume"] or HydraConfig.get().runtime.output_dir)
+    run(config, folder, data)
+
+
+def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
+    """Carry out a training run in ``folder``; ``data`` is its configuration as plain data."""
+    tasks = env_tasks(config.task)
+    console.print(f"run        {folder}")
+    store = get_store(config.dataset, config.task, config.policy.language)
+    windows = training_data(
+        store,
+        config.policy,
+        config.dataset.state_keys,
+        batch_size=config.trainer.batch_size,
+        validation_fraction=config.dataset.validation_fraction,
+        validation_batches=config.trainer.validation_batches,
+        seed=config.trainer.seed,
+    )
+    features: Features = {k: store.features[k] for k in (*windows.windows.state_keys, ACTION)}
+    seed_step(config.trainer.seed, 0, 0)
+    policy = MoDEPolicy(config.policy, features, store.statistics, store.instruction_table if config.policy.language else None)
+    if config.evaluation.episodes:
+        check_fit(policy, tasks)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
+    summary = train(policy, config, windows, folder)
+    console.print(
+        f"trained    {summary.steps} steps in {summary.seconds / 60:.1f} min, "
+        f"{summary.samples_per_second:.0f} samples/s, loss {summary.loss:.4f}"
+        + (f", validation loss {summary.validation_loss:.4f}" if summary.validation_loss is not None else "")
+    )
+    if not config.evaluation.episodes:
+        console.print(f"checkpoint {summary.checkpoint}")
+        return
+    evaluation = evaluate_policy(
+        load_policy(summary.checkpoint, weights=config.evaluation.weights, device=policy.device),
+        tasks,
+        config.evaluation,
+        folder,
+        demonstrated=[int(s) for s in store.episode_seeds],
+        settings={"task": config.task.name, "checkpoint": str(summary.checkpoint)},
+        configuration=data,
+        metrics=read_metrics(folder / "metrics.jsonl"),
+        training_summary=_shown(summary, store.num_episodes, policy),
+    )
+    announce(evaluation, folder, summary.checkpoint)
+
+
+def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder: Path) -> TrainingSummary:
+    """Train (or continue) with a progress bar."""
+    parameters = sum(p.numel() for p in policy.parameters())
+    about = {
+        "task": asdict(config.task),
+        "dataset": config.dataset.path,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    with bar("training") as progress:
+        row = progress.add_task("training", total=1.0, note="")
+
+        def show(share: float, record: dict[str, float]) -> None:
+            note = f"step {record['step']}  loss {record['loss']:.4f}  {record['samples_per_second']:.0f} samples/s"
+            progress.update(row, completed=share, note=note)
+
+        trainer = Trainer(
+            policy, config.trainer, windows.batch, windows.validation, folder, about=about, progress=show
+        )
+        last = folder / "checkpoints" / "last"
+        if last.exists():
+            trainer.resume(last)
+        console.print(
+            f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} windows"
+            + (f", continuing at step {trainer.step}" if trainer.step else "")
+        )
+        try:
+            return trainer.run()
+        except KeyboardInterrupt:
+            console.print(f"interrupted; continue with: uv run train.py resume={folder}")
+            raise
+
+
+def _resumed(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the interrupted run's configuration with this command line's overrides on top."""
+    folder = Path(data["resume"])
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise CheckpointError(f"nothing to resume at {folder}: it has no config.yaml; give a run's folder")
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    groups = [o for o in overrides if "." not in o.split("=", 1)[0]]
+    if groups:
+        raise ConfigError(f"{groups} cannot change a run that is resumed; only single values can, e.g. trainer.steps=…")
+    merged = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides))
+    return {**to_plain(OmegaConf.create(OmegaConf.to_container(merged))), "resume": str(folder)}
+
+
+def _shown(summary: TrainingSummary, demonstrations: int, policy: MoDEPolicy) -> dict[str, Any]:
+    """The training in a few figures, for the report."""
+    return {
+        "demonstrations": demonstrations,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "steps": summary.steps,
+        "seconds": round(summary.seconds, 1),
+        "samples_per_second": round(summary.samples_per_second),
+        "loss": summary.loss,
+        "validation_loss": summary.validation_loss,
+        "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "CPU",
+    }
+
+

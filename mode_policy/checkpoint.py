@@ -1,0 +1,196 @@
+"""Checkpoints: a folder that holds all that a policy needs in order to act, and nothing that is executed.
+
+::
+
+    checkpoint/
+      checkpoint.json            format, config, features, statistics, instructions, versions, SHA-256 of the files
+      weights.safetensors        averaged (EMA) weights: the ones to use
+      weights_raw.safetensors    weights as the optimizer left them
+      instructions.safetensors   embeddings of the known instructions
+      training/                  optimizer and progress, for an exact resume; may be deleted
+
+Folders are written beside their final name and renamed, so a checkpoint is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from mode_policy.config import PolicyConfig, build, to_dict
+from mode_policy.errors import CheckpointError
+from mode_policy.files import atomic_folder, sha256, write_json
+from mode_policy.normalization import statistics_from_json, statistics_to_json
+from mode_policy.policy import MoDEPolicy
+from mode_policy.types import Feature, InstructionTable
+
+FORMAT = 1
+WEIGHTS = {"ema": "weights.safetensors", "raw": "weights_raw.safetensors"}
+INSTRUCTIONS = "instructions.safetensors"
+DESCRIPTION = "checkpoint.json"
+OPTIMIZER = "training/optimizer.safetensors"
+PROGRESS = "training/progress.json"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("mode-policy", "torch", "numpy", "gymnasium", "mujoco", "metaworld", "gym-pusht", "zarr"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def save_checkpoint(
+    path: Path,
+    policy: MoDEPolicy,
+    raw_weights: Mapping[str, Tensor],
+    *,
+    about: Mapping[str, Any],
+    optimizer: Mapping[str, Tensor] | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the folder to make; must not exist.
+        policy: carries the averaged weights.
+        raw_weights: state dict of the policy as the optimizer left it.
+        about: free JSON about its origin (task, dataset, step, command).
+        optimizer: tensors of the training state.
+        progress: JSON of the training state.
+
+    Raises:
+        FileExistsError: if ``path`` exists.
+        ModePolicyError: if the disk is full; nothing is left behind.
+    """
+    with atomic_folder(path) as folder:
+        files = [WEIGHTS["ema"], WEIGHTS["raw"]]
+        _save(policy.state_dict(), folder / WEIGHTS["ema"])
+        _save(raw_weights, folder / WEIGHTS["raw"])
+        table = policy.instructions
+        if table is not None:
+            _save({"embeddings": table.embeddings}, folder / INSTRUCTIONS)
+            files.append(INSTRUCTIONS)
+        if optimizer is not None:
+            (folder / OPTIMIZER).parent.mkdir()
+            _save(optimizer, folder / OPTIMIZER)
+            write_json(folder / PROGRESS, dict(progress or {}))
+        description = {
+            "format": FORMAT,
+            "config": to_dict(policy.config),
+            "features": {k: f.to_json() for k, f in policy.features.items()},
+            "statistics": statistics_to_json(policy.statistics),
+            "instructions": None
+            if table is None
+            else {"encoder": table.encoder, "instructions": list(table.instructions)},
+            "about": dict(about),
+            "versions": versions(),
+            "sha256": {name: sha256(folder / name) for name in files},
+        }
+        write_json(folder / DESCRIPTION, description)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # Serialised by hand: safetensors' own writer reports a full disk as an error without a number.
+    path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return the contents of ``checkpoint.json``.
+
+    Raises:
+        CheckpointError: if ``path`` is no checkpoint, is damaged, or was written by a newer version.
+    """
+    file = path / DESCRIPTION
+    if not file.is_file():
+        inside = ", ".join(sorted(str(p.relative_to(path)) for p in path.glob("**/last"))[:3]) if path.is_dir() else ""
+        hint = f"; did you mean {path}/{inside}?" if inside else ""
+        raise CheckpointError(f"{path} is no checkpoint: it has no {DESCRIPTION}{hint}")
+    try:
+        data: dict[str, Any] = json.loads(file.read_text())
+        if data["format"] > FORMAT:
+            raise CheckpointError(
+                f"{path} has format {data['format']}, this version reads up to {FORMAT}; update mode-policy"
+            )
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint of the run") from error
+    return data
+
+
+def load_policy(
+    path: str | Path, *, weights: Literal["ema", "raw"] = "ema", device: str | torch.device = "cpu"
+) -> MoDEPolicy:
+    """Load a policy, ready to act (evaluation mode). The dataset need not be present.
+
+    Raises:
+        CheckpointError: naming the file that is missing or corrupt, or the tensors that do not fit.
+    """
+    path = Path(path)
+    data = read_description(path)
+    for name, expected in data["sha256"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing; copy the whole folder")
+        if sha256(path / name) != expected:
+            raise CheckpointError(f"{path / name} is corrupt: its SHA-256 differs from {DESCRIPTION}")
+    features = {k: Feature.from_json(f) for k, f in data["features"].items()}
+    table = None
+    if data["instructions"] is not None:
+        table = InstructionTable(
+            encoder=data["instructions"]["encoder"],
+            instructions=tuple(data["instructions"]["instructions"]),
+            embeddings=_load(path / INSTRUCTIONS)["embeddings"],
+        )
+    config = build(PolicyConfig, data["config"], "config")
+    policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table)
+    load_strictly(policy, _load(path / WEIGHTS[weights]), str(path))
+    return policy.to(device).eval()
+
+
+def load_strictly(policy: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights; every name and every shape must match.
+
+    Raises:
+        CheckpointError: listing what differs.
+    """
+    own = policy.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unknown {k}" for k in state if k not in own]
+    problems += [
+        f"{k} has shape {tuple(state[k].shape)}, the policy needs {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
+        raise CheckpointError(f"{source} was made for another architecture ({len(problems)} differences): {shown}")
+    policy.load_state_dict(dict(state), strict=True)
+
+
+def load_training_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the optimizer's tensors and the progress that `save_checkpoint` stored.
+
+    Raises:
+        CheckpointError: if they were deleted or are damaged.
+    """
+    if not (path / PROGRESS).is_file():
+        raise CheckpointError(f"{path} has no training state; it can be evaluated but not resumed")
+    return _load(path / OPTIMIZER), json.loads((path / PROGRESS).read_text())
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,230 @@
+"""Configuration as frozen dataclasses: they own validation, Hydra's YAML only fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from mode_policy.diffusion.samplers import SAMPLERS
+from mode_policy.diffusion.schedules import SCHEDULES
+from mode_policy.errors import ConfigError, did_you_mean
+from mode_policy.normalization import NormalizationMode
+
+_frozen = ConfigDict(extra="forbid")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class RouterConfig:
+    """Attributes of the noise-conditioned router.
+
+    Attributes:
+        num_layers: 2 as in the authors' code and published checkpoints, 1 as in the paper.
+        temperature: divides the logits.
+        normalize: rescale the chosen probabilities to sum to 1.
+        goal: add the goal embedding to the router's input (and to the tokens' condition, as in the code).
+    """
+
+    num_layers: Literal[1, 2] = 2
+    temperature: float = Field(1.0, gt=0)
+    normalize: bool = True
+    goal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class ExpertsConfig:
+    """Attributes of the expert bank.
+
+    Attributes:
+        num: number of experts, the shared one included.
+        active: experts that run for a sample, the shared one included.
+        shared: one of them is always on and not routed.
+        dropout: on the experts' hidden units.
+    """
+
+    num: int = Field(4, ge=1)
+    active: int = Field(2, ge=1)
+    shared: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ExpertsConfig:
+        if self.active > self.num:
+            raise ValueError(f"active={self.active} experts of num={self.num}; lower `active` or raise `num`")
+        if self.shared and self.active < 2:
+            raise ValueError("a shared expert counts as active: use active >= 2, or shared=false")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class DenoiserConfig:
+    """Sizes and options of the denoising transformer.
+
+    Attributes:
+        dim: width; a multiple of ``num_heads``.
+        residual: form of the block, see `mode_policy.nn.block`.
+        noise_token: put the noise embedding first in the sequence.
+    """
+
+    dim: int = Field(1024, ge=1)
+    num_layers: int = Field(8, ge=1)
+    num_heads: int = Field(8, ge=1)
+    residual: Literal["normed", "prenorm", "paper"] = "normed"
+    noise_token: bool = True
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    router: RouterConfig = RouterConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> DenoiserConfig:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class DensityConfig:
+    """Training density of σ, see `mode_policy.diffusion.schedules`.
+
+    Attributes:
+        loc: mean of ln σ; None for ln σ_data.
+        scale: scale of ln σ.
+    """
+
+    name: Literal["loglogistic", "loguniform", "lognormal"] = "loglogistic"
+    loc: float | None = None
+    scale: float = Field(0.5, gt=0)
+    sigma_min: float = Field(0.001, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class SamplerConfig:
+    """How actions are denoised; printed with every score.
+
+    Attributes:
+        name: one of `mode_policy.diffusion.samplers.SAMPLERS`.
+        steps: number of noise levels before the final 0.
+        schedule: one of `mode_policy.diffusion.schedules.SCHEDULES`.
+        guidance: weight of classifier-free guidance; 1 is off.
+    """
+
+    name: str = "ddim"
+    steps: int = Field(10, ge=1)
+    schedule: str = "exponential"
+    sigma_min: float = Field(0.001, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    guidance: float = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> SamplerConfig:
+        if self.name not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.name!r}.{did_you_mean(self.name, SAMPLERS)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {self.schedule!r}.{did_you_mean(self.schedule, SCHEDULES)}")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class LossConfig:
+    """Weights of the training loss.
+
+    Attributes:
+        load_balance: γ of the paper; 0.01 from scratch, 0 when finetuning.
+        router_z: weight of the router z-loss.
+    """
+
+    load_balance: float = Field(0.01, ge=0)
+    load_balance_form: Literal["code", "paper"] = "code"
+    router_z: float = Field(0.0, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
+class PolicyConfig:
+    """Everything that defines a MoDE policy but its weights, features and statistics.
+
+    Attributes:
+        chunk: actions predicted at once.
+        execute: actions of a chunk that are executed before the next inference.
+        history: observations that the policy sees, the newest included.
+        state_tokens: width of the state encoder's output tokens.
+        state_hidden: hidden widths of the state encoder's MLP; empty for the plain normalised vector.
+        language: text encoder whose embeddings condition the policy; None without language.
+        goal_dropout: probability of dropping the goal in training.
+        goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` the whole.
+        normalization: mode for each kind of feature.
+        sigma_data: σ_d of EDM.
+    """
+
+    chunk: int = Field(10, ge=1)
+    execute: int = Field(10, ge=1)
+    history: int = Field(1, ge=1)
+    state_hidden: tuple[int, ...] = ()
+    state_tokens: int | None = None
+    language: str | None = "minilm-l6-v2"
+    goal_dropout: float = Field(0.1, ge=0, lt=1)
+    goal_dropout_form: Literal["feature", "vector"] = "feature"
+    normalize_state: NormalizationMode = "mean_std"
+    normalize_action: NormalizationMode = "min_max"
+    sigma_data: float = Field(0.5, gt=0)
+    density: DensityConfig = DensityConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loss: LossConfig = LossConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> PolicyConfig:
+        if self.execute > self.chunk:
+            raise ValueError(f"execute={self.execute} actions of a chunk of {self.chunk}; lower `execute`")
+        if self.state_hidden and self.state_tokens is None:
+            raise ValueError("state_hidden needs the width of the output, state_tokens")
+        return self
+
+
+def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Build a configuration dataclass from plain data, recursively.
+
+    Args:
+        cls: the dataclass.
+        data: nested mappings, as in YAML or JSON.
+        where: prefix of names in messages, e.g. ``"model"``.
+
+    Raises:
+        ConfigError: naming each unknown key (with the closest known one) or value out of range.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(dict(data))
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            path = ".".join(str(part) for part in ([where] if where else []) + list(e["loc"]))
+            if e["type"] == "unexpected_keyword_argument":
+                lines.append(f"{path}: unknown key.{did_you_mean(str(e['loc'][-1]), _keys(cls, e['loc'][:-1]))}")
+            elif e["type"] == "missing_keyword_only":
+                lines.append(f"{path}: missing")
+            else:
+                message = e["msg"].removeprefix("Value error, ")
+                given = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
+                lines.append(f"{path}: {message}{given}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        cls = cls.__dataclass_fields__[part].type if part in getattr(cls, "__dataclass_fields__", {}) else None
+        if isinstance(cls, str):
+            cls = globals().get(cls)
+    return list(getattr(cls, "__dataclass_fields__", {}))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return nested plain data that `build` turns into an equal configuration."""
+    return asdict(config)

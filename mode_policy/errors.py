@@ -1,0 +1,44 @@
+"""Errors that a user can act on, and the words that help them to."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ModePolicyError(Exception):
+    """Base of every error that names a bad input and the way out.
+
+    Console programs print the message alone; a traceback would only hide it.
+    """
+
+
+class ConfigError(ModePolicyError):
+    """A configuration value, task or override that cannot be used."""
+
+
+class DataError(ModePolicyError):
+    """A demonstration store that is missing, truncated or inconsistent."""
+
+
+class CheckpointError(ModePolicyError):
+    """A checkpoint that is incomplete, corrupt or made for something else."""
+
+
+class SimulatorError(ModePolicyError):
+    """An environment that cannot be built, or whose features do not fit the policy."""
+
+
+class TrainingDivergedError(ModePolicyError):
+    """The loss became non-finite or exploded; the offending batch has been saved."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` with the closest of ``known``, and the list if it is short."""
+    known = sorted(set(known))
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    if len(known) <= 20 or not close:
+        shown = ", ".join(known[:60]) + (", …" if len(known) > 60 else "")
+        hint += f" Known: {shown}."
+    return hint

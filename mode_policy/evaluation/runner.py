@@ -1,0 +1,76 @@
+"""A policy as rollouts call it: plain arrays in, action chunks out, one batch for all environments.
+
+Legend: N environments, H history, C chunk, A action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mode_policy.errors import DataError
+from mode_policy.policy import MoDEPolicy
+from mode_policy.types import Observation, feature_kind
+
+
+class PolicyRunner:
+    """Adapts a `MoDEPolicy` to rollouts.
+
+    The start noise of each decision is drawn from its own seed, so that what an episode sees never depends on
+    its neighbours in the batch.
+    """
+
+    def __init__(self, policy: MoDEPolicy) -> None:
+        self.policy = policy.eval()
+        self.history = policy.config.history
+
+    def act(
+        self,
+        observations: Sequence[Mapping[str, np.ndarray]],
+        instructions: Sequence[str],
+        noise_seeds: Sequence[tuple[int, int]],
+    ) -> np.ndarray:
+        """Return action chunks ``(N, C, A)`` in raw units.
+
+        Args:
+            observations: for each environment, feature key → ``(H, …)``, oldest first.
+            instructions: for each environment.
+            noise_seeds: for each environment, (episode, decision).
+
+        Raises:
+            UnknownInstructionError: if the checkpoint does not know an instruction.
+            DataError: if an observation lacks a feature or has another shape.
+        """
+        policy = self.policy
+        states = {}
+        for key, feature in policy.features.items():
+            if feature_kind(key) != "state":
+                continue
+            if key not in observations[0]:
+                raise DataError(f"the environment gives {sorted(observations[0])}, the policy needs {key!r}")
+            stacked = np.stack([o[key] for o in observations])
+            if stacked.shape[2:] != feature.shape:
+                raise DataError(
+                    f"{key!r} has shape {stacked.shape[2:]} in the environment, {feature.shape} in the policy"
+                )
+            states[key] = torch.from_numpy(stacked).float()
+        embedded = policy.instructions.embed(instructions) if policy.instructions is not None else None
+        shape = (policy.config.chunk, policy.action_dim)
+        noise = torch.stack([torch.randn(shape, generator=_generator(seed)) for seed in noise_seeds])
+        observation = Observation(states=states, instruction=embedded).to(policy.device)
+        # Stochastic samplers draw from this one; deterministic ones never do.
+        generator = torch.Generator(policy.device).manual_seed(_mix(noise_seeds[0]))
+        actions: np.ndarray = (
+            policy.act(observation, noise=noise.to(policy.device), generator=generator).cpu().numpy()
+        )
+        return actions
+
+
+def _mix(seed: Sequence[int]) -> int:
+    return int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generator(seed: Sequence[int]) -> torch.Generator:
+    return torch.Generator().manual_seed(_mix(seed))

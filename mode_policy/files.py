@@ -1,0 +1,95 @@
+"""Atomic writes: a file or folder is either whole or absent, also after a crash or a full disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mode_policy.errors import ModePolicyError
+
+
+@contextmanager
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" into an error that names the path and what to do; nothing is left half-written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(existing_parent(path)).free
+        raise ModePolicyError(
+            f"no space left while writing {path} ({free / 1e6:.0f} MB free); free some space, or choose another "
+            "place with run_dir=… or dataset.path=… . What was complete before is untouched"
+        ) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the closest ancestor of ``path`` that exists."""
+    path = path.absolute()
+    return next(p for p in [path, *path.parents] if p.exists())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with explain_full_disk(path):
+        try:
+            with partial.open("w") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically, with sorted keys."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``path`` if the block succeeds.
+
+    Raises:
+        FileExistsError: if ``path`` exists; nothing is overwritten.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    with explain_full_disk(path):
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as f:
+                        os.fsync(f.fileno())
+            os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def link_atomically(link: Path, target: Path) -> None:
+    """Point the symbolic link ``link`` at its sibling ``target``, replacing an older link in one step."""
+    partial = link.with_name(f".{link.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target.name)
+    os.replace(partial, link)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,215 @@
+"""The policy: observation in, action chunk out; batch in, loss out.
+
+Legend: B batch, C chunk, A action dimension, G goal width, O observation tokens, T token width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mode_policy.config import PolicyConfig
+from mode_policy.diffusion.edm import add_noise, masked_mean, scalings, training_target
+from mode_policy.diffusion.samplers import SAMPLERS
+from mode_policy.diffusion.schedules import grid, sigma_of_uniform
+from mode_policy.encoders.state import StateEncoder
+from mode_policy.errors import CheckpointError, DataError
+from mode_policy.nn.denoiser import Denoiser
+from mode_policy.nn.router import Routing, load_balancing_loss, router_z_loss
+from mode_policy.normalization import Normalizer, Statistics
+from mode_policy.types import ACTION, Batch, Features, InstructionTable, Observation, feature_kind
+
+
+class PolicyLoss(NamedTuple):
+    """``total`` is what is minimised; the others are its terms, detached, and the routing."""
+
+    total: Tensor
+    denoising: Tensor
+    load_balance: Tensor
+    router_z: Tensor
+    routings: list[Routing]
+
+
+class MoDEPolicy(nn.Module):
+    """A MoDE policy with its normalisation and the instructions that it knows.
+
+    Args:
+        config: architecture, diffusion and chunking.
+        features: of the demonstrations; which observations the policy reads and what its actions are.
+        statistics: of the demonstrations.
+        instructions: known instructions, or None for a policy without language.
+
+    Raises:
+        CheckpointError: if the statistics do not cover the features.
+        DataError: if there is nothing to observe or no action.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        features: Features,
+        statistics: Statistics,
+        instructions: InstructionTable | None = None,
+    ) -> None:
+        super().__init__()
+        _check(config, features, statistics, instructions)
+        self.config = config
+        self.features = features
+        self.statistics = statistics
+        self.instructions = instructions
+        self.state_encoder = StateEncoder(features, config)
+        self.state_encoder.fit(statistics)
+        self.action_normalizer = Normalizer(features[ACTION], config.normalize_action)
+        self.action_normalizer.fit(statistics[ACTION], ACTION)
+        self.goal_dim = 1 if instructions is None else instructions.embeddings.shape[1]
+        self.denoiser = Denoiser(
+            config.denoiser,
+            token_dim=self.state_encoder.token_dim,
+            goal_dim=self.goal_dim,
+            action_dim=self.action_dim,
+            chunk=config.chunk,
+            history=config.history,
+        )
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions A."""
+        return self.features[ACTION].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.denoiser.out.weight.device
+
+    def encode(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Return observation tokens ``(B, O, T)`` and goal embedding ``(B, G)``."""
+        tokens_BOT = self.state_encoder(observation.states)
+        if self.instructions is None:
+            return tokens_BOT, tokens_BOT.new_zeros(tokens_BOT.shape[0], self.goal_dim)
+        if observation.instruction is None:
+            raise DataError("this policy is conditioned on language, but the observation carries no instruction")
+        return tokens_BOT, observation.instruction
+
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        sigma: Tensor | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PolicyLoss:
+        """Training loss of a batch.
+
+        Args:
+            batch: demonstrations in raw units.
+            sigma: noise levels ``(B,)``; drawn from the configured density by default.
+            noise: standard normal ``(B, C, A)``; drawn by default.
+            generator: for all draws; the global one by default.
+        """
+        action_BCA = self.action_normalizer(batch.actions)
+        if sigma is None:
+            u_B = torch.rand(len(action_BCA), device=action_BCA.device, generator=generator, dtype=torch.float64)
+            sigma = sigma_of_uniform(u_B, self.config.density, self.config.sigma_data)
+        if noise is None:
+            noise = torch.empty_like(action_BCA).normal_(generator=generator)
+        tokens_BOT, goal_BG = self.encode(batch.observation)
+        s = scalings(sigma, self.config.sigma_data)
+        noisy_BCA = add_noise(action_BCA, sigma, noise)
+        output = self.denoiser(
+            s.into * noisy_BCA, sigma, tokens_BOT, self._drop_goal(goal_BG, generator), generator
+        )
+        error_BCA = (output.prediction_BCA - training_target(action_BCA, noisy_BCA, s)).square()
+        denoising = masked_mean(error_BCA, batch.action_is_pad)
+        weights = self.config.loss
+        balance = load_balancing_loss(output.routings, weights.load_balance_form)
+        router_z = router_z_loss(output.routings)
+        total = denoising + weights.load_balance * balance + weights.router_z * router_z
+        return PolicyLoss(total, denoising.detach(), balance.detach(), router_z.detach(), output.routings)
+
+    def _drop_goal(self, goal_BG: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Zero parts of the goal in training, so that guidance has an unconditional model to lean on."""
+        p = self.config.goal_dropout
+        if not self.training or p == 0 or self.instructions is None:
+            return goal_BG
+        shape = goal_BG.shape if self.config.goal_dropout_form == "feature" else (goal_BG.shape[0], 1)
+        keep = torch.rand(shape, device=goal_BG.device, generator=generator) >= p
+        return goal_BG * keep
+
+    def denoise_fn(self, observation: Observation) -> Callable[[Tensor, float], Tensor]:
+        """Return D(x; σ) for one observation: noisy normalised actions ``(B, C, A)`` and a float σ."""
+        tokens_BOT, goal_BG = self.encode(observation)
+        guidance = self.config.sampler.guidance
+
+        def denoise(x_BCA: Tensor, sigma: float) -> Tensor:
+            sigma_B = x_BCA.new_full((x_BCA.shape[0],), sigma)
+            s = scalings(sigma_B, self.config.sigma_data)
+            f_BCA = self.denoiser(s.into * x_BCA, sigma_B, tokens_BOT, goal_BG).prediction_BCA
+            if guidance != 1.0:
+                free_BCA = self.denoiser(
+                    s.into * x_BCA, sigma_B, tokens_BOT, torch.zeros_like(goal_BG)
+                ).prediction_BCA
+                f_BCA = free_BCA + guidance * (f_BCA - free_BCA)
+            return s.skip * x_BCA + s.out * f_BCA
+
+        return denoise
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Observation,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Sample an action chunk.
+
+        Args:
+            observation: batch of B observations on the policy's device.
+            noise: standard normal start ``(B, C, A)``, for reproducible actions; drawn by default.
+            generator: for all draws that are not given.
+
+        Returns:
+            Actions ``(B, C, A)`` in raw units, inside the range of the demonstrations' actions for
+            ``min_max`` normalisation.
+        """
+        sampler = self.config.sampler
+        sigmas = grid(sampler.schedule, sampler.steps, sampler.sigma_min, sampler.sigma_max)
+        shape = (observation.batch_size, self.config.chunk, self.action_dim)
+
+        def draw() -> Tensor:
+            return torch.empty(shape, device=self.device).normal_(generator=generator)
+
+        start_BCA = sigmas[0] * (draw() if noise is None else noise)
+        x_BCA = SAMPLERS[sampler.name](self.denoise_fn(observation), start_BCA, sigmas, draw)
+        if self.config.normalize_action == "min_max":
+            x_BCA = x_BCA.clamp(-1, 1)
+        return self.action_normalizer.inverse(x_BCA)
+
+
+def _check(
+    config: PolicyConfig, features: Features, statistics: Statistics, instructions: InstructionTable | None
+) -> None:
+    if ACTION not in features:
+        raise DataError(f"no {ACTION!r} among the features {sorted(features)}; a policy needs actions to learn")
+    kinds = {key: feature_kind(key) for key in features}
+    images = [k for k, kind in kinds.items() if kind == "image"]
+    if images:
+        raise DataError(f"cameras {images} need an image encoder; choose state features with dataset.state_keys")
+    if "state" not in kinds.values():
+        raise DataError(f"no observation among the features {sorted(features)}")
+    uncovered = sorted(set(features) - set(statistics))
+    if uncovered:
+        raise CheckpointError(f"no statistics for {uncovered}; every normalised feature needs them")
+    if (instructions is None) != (config.language is None):
+        raise DataError(
+            f"policy.language={config.language!r} but "
+            + ("no instruction embeddings were given" if instructions is None else "instructions were given")
+        )
+    if instructions is not None and instructions.encoder != config.language:
+        raise DataError(
+            f"instructions were embedded by {instructions.encoder!r}, the policy uses {config.language!r}; "
+            "set policy.language to the former or embed the dataset anew"
+        )

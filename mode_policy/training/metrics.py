@@ -1,0 +1,79 @@
+"""Where metrics go: JSON lines always, TensorBoard and Weights & Biases on request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mode_policy.errors import ConfigError
+
+
+class MetricsLog:
+    """Appends one JSON object a record to ``metrics.jsonl`` and mirrors numbers to other trackers.
+
+    Args:
+        folder: of the run.
+        tensorboard: write events to ``folder/tensorboard``.
+        wandb: project name, or None.
+        config: recorded with the run.
+        keep_steps: when a run resumes, records after this step are dropped: they will be made again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        keep_steps: int | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        kept = [r for r in read_metrics(self.path) if keep_steps is not None and r["step"] <= keep_steps]
+        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        self._writer: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=keep_steps)
+        if wandb is not None:
+            try:
+                import wandb as wandb_module
+            except ImportError as error:
+                raise ConfigError("trainer.wandb needs: pip install 'mode-policy[wandb]'") from error
+            self._wandb = wandb_module.init(project=wandb, dir=folder, config=dict(config or {}), resume="allow")
+
+    def write(self, record: Mapping[str, float]) -> None:
+        """Append a record; it must hold ``step``."""
+        with self.path.open("a") as f:
+            f.write(json.dumps(dict(record)) + "\n")
+        step = int(record["step"])
+        if self._writer is not None:
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(record), step=step)
+
+    def close(self) -> None:
+        """Flush and close the trackers."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Read ``metrics.jsonl``; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

@@ -1,0 +1,117 @@
+"""Demonstrations: successes only, in a fixed order, clean actions under noise."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from mode_envs import env_task, make, make_expert, suite
+from mode_envs.collect import collect, episode_seed
+from mode_envs.demonstrate import Attempt, Demonstrator
+from mode_envs.worker import Worker
+from mode_policy.errors import ConfigError, SimulatorError
+
+pytest.importorskip("metaworld")
+
+TASKS = [env_task("pick-place-v3"), env_task("drawer-close-v3"), env_task("reach-v3")]
+
+
+def contents(episodes):
+    return [(e.task.name, e.seed, {k: v.tobytes() for k, v in e.arrays.items()}) for e in episodes]
+
+
+def test_same_episodes_in_the_same_order_with_any_number_of_workers():
+    collections = [collect(TASKS, 3, seed=0, workers=workers, noise=0.5) for workers in (1, 2)]
+    one, two = (contents(c) for c in collections)
+    assert one == two
+    assert [name for name, _, _ in one] == [t.task.name for t in TASKS for _ in range(3)]
+    counts = [{k: (t.attempts, t.successes) for k, t in c.report.tasks.items()} for c in collections]
+    assert counts[0] == counts[1]
+    assert all(successes == 3 for _, successes in counts[0].values())
+
+
+def replay(episode, settle_steps):
+    """Execute the recorded actions; return the steps after the first success."""
+    env = make(episode.task.name)
+    env.reset(seed=episode.seed)
+    solved = [env.step(action)[-1]["success"] for action in episode.arrays["action"]]
+    return len(solved) - 1 - solved.index(True)
+
+
+def test_recording():
+    collection = collect([env_task("reach-v3")], 2, seed=3, workers=1, settle_steps=4)
+    for number, episode in enumerate(collection):
+        state, action = episode.arrays["observation.state"], episode.arrays["action"]
+        assert episode.seed == episode_seed(3, number)
+        assert state.dtype == action.dtype == np.float32
+        assert state.shape == (len(episode), 39)
+        assert action.shape == (len(episode), 4)
+        assert np.abs(action).max() <= 1
+        assert replay(episode, 4) == 4
+    assert collection.report.attempts == collection.report.successes == 2
+    assert collection.report.seconds > 0
+
+
+def test_noise_disturbs_the_motion_but_not_the_record():
+    plain = {"env_id": "mode/metaworld-reach-v3", "max_steps": 500, "seed": 5}
+    demonstrate = Demonstrator()
+    clean = demonstrate(Attempt(**plain))
+    noisy = demonstrate(Attempt(**plain, noise=0.5))
+    assert not np.array_equal(clean["observation.state"][5], noisy["observation.state"][5])
+    expert = make_expert("reach-v3")
+    for state, action in zip(noisy["observation.state"], noisy["action"], strict=True):
+        assert np.array_equal(expert.act({"observation.state": state}), action)
+    again = demonstrate(Attempt(**plain, noise=0.5))
+    assert np.array_equal(noisy["action"], again["action"])
+
+
+def test_hopeless_expert_is_reported():
+    with pytest.raises(SimulatorError, match=r"'pick-place-v3' solved only 0 of 4 attempts \(0%\)"):
+        list(collect(TASKS[:1], 2, workers=2, noise=5.0, noise_probability=1.0, max_attempts=4))
+
+
+def test_wrong_values_are_named():
+    with pytest.raises(ConfigError, match="'pusht' has no scripted expert"):
+        collect(suite("pusht"), 1)
+    with pytest.raises(ConfigError, match="episodes is 0"):
+        collect(TASKS, 0)
+    with pytest.raises(ConfigError, match="'reach-v3' is given twice"):
+        collect([TASKS[2], TASKS[2]], 1)
+    with pytest.raises(ConfigError, match="workers is 0"):
+        collect(TASKS, 1, workers=0)
+
+
+def test_survives_the_death_of_a_worker(monkeypatch):
+    alive = []
+    start = Worker.__init__
+
+    def started(self, factory):
+        start(self, factory)
+        alive.append(self)
+
+    monkeypatch.setattr(Worker, "__init__", started)
+    undisturbed = contents(collect(TASKS[:2], 3, workers=2))
+
+    def kill_one(report):
+        if report.attempts == 2:
+            os.kill(alive[-1].pid, signal.SIGKILL)
+
+    assert contents(collect(TASKS[:2], 3, workers=2, on_progress=kill_one)) == undisturbed
+    assert len(alive) == 5
+    assert all(worker._process.poll() is not None for worker in alive)
+
+
+def test_abandoned_collection_ends_its_processes(monkeypatch):
+    alive = []
+    start = Worker.__init__
+
+    def started(self, factory):
+        start(self, factory)
+        alive.append(self)
+
+    monkeypatch.setattr(Worker, "__init__", started)
+    collection = collect(TASKS, 5, workers=1)
+    next(collection)
+    collection.close()
+    assert all(worker._process.poll() is not None for worker in alive)
