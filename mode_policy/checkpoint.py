@@ -115,7 +115,11 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     file = path / DESCRIPTION
     if not file.is_file():
-        inside = ", ".join(sorted(str(p.relative_to(path)) for p in path.glob("**/last"))[:3]) if path.is_dir() else ""
+        inside = (
+            ", ".join(sorted(str(p.relative_to(path)) for p in path.glob("**/last"))[:3])
+            if path.is_dir()
+            else ""
+        )
         hint = f"; did you mean {path}/{inside}?" if inside else ""
         raise CheckpointError(f"{path} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
@@ -174,7 +178,9 @@ def load_strictly(policy: torch.nn.Module, state: Mapping[str, Tensor], source: 
     ]
     if problems:
         shown = "; ".join(problems[:5]) + ("; …" if len(problems) > 5 else "")
-        raise CheckpointError(f"{source} was made for another architecture ({len(problems)} differences): {shown}")
+        raise CheckpointError(
+            f"{source} was made for another architecture ({len(problems)} differences): {shown}"
+        )
     policy.load_state_dict(dict(state), strict=True)
 
 

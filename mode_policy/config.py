@@ -207,7 +207,9 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         for e in error.errors():
             path = ".".join(str(part) for part in ([where] if where else []) + list(e["loc"]))
             if e["type"] == "unexpected_keyword_argument":
-                lines.append(f"{path}: unknown key.{did_you_mean(str(e['loc'][-1]), _keys(cls, e['loc'][:-1]))}")
+                lines.append(
+                    f"{path}: unknown key.{did_you_mean(str(e['loc'][-1]), _keys(cls, e['loc'][:-1]))}"
+                )
             elif e["type"] == "missing_keyword_only":
                 lines.append(f"{path}: missing")
             else:
@@ -219,7 +221,9 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 def _keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
     for part in path:
-        cls = cls.__dataclass_fields__[part].type if part in getattr(cls, "__dataclass_fields__", {}) else None
+        cls = (
+            cls.__dataclass_fields__[part].type if part in getattr(cls, "__dataclass_fields__", {}) else None
+        )
         if isinstance(cls, str):
             cls = globals().get(cls)
     return list(getattr(cls, "__dataclass_fields__", {}))

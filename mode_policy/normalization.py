@@ -47,9 +47,7 @@ def compute_statistics(arrays: Mapping[str, np.ndarray]) -> Statistics:
             )
         q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
         values = (x.min(0), x.max(0), x.mean(0), x.std(0), q01, q99)
-        statistics[key] = {
-            n: v.astype(np.float32) for n, v in zip(STATISTIC_NAMES, values, strict=True)
-        }
+        statistics[key] = {n: v.astype(np.float32) for n, v in zip(STATISTIC_NAMES, values, strict=True)}
     return statistics
 
 
@@ -102,7 +100,9 @@ class Normalizer(nn.Module):
             offset, scale = a, b
         else:
             offset, scale = (a + b) / 2, (b - a) / 2
-        scale = torch.where(scale > self.CONSTANT * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale))
+        scale = torch.where(
+            scale > self.CONSTANT * scale.max().clamp_min(1e-12), scale, torch.ones_like(scale)
+        )
         offset[list(self.angles)] = 0.0
         scale[list(self.angles)] = 1.0
         self.offset[: self.in_dim] = offset
@@ -111,7 +111,9 @@ class Normalizer(nn.Module):
 
     def _statistic(self, statistics: Mapping[str, np.ndarray], name: str, key: str) -> Tensor:
         if name not in statistics:
-            raise CheckpointError(f"statistics of {key!r} lack {name!r}, which {self.mode!r} normalisation needs")
+            raise CheckpointError(
+                f"statistics of {key!r} lack {name!r}, which {self.mode!r} normalisation needs"
+            )
         value = torch.as_tensor(np.asarray(statistics[name]), dtype=torch.float32).clone()
         if value.shape != (self.in_dim,):
             raise CheckpointError(

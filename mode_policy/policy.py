@@ -90,7 +90,9 @@ class MoDEPolicy(nn.Module):
         if self.instructions is None:
             return tokens_BOT, tokens_BOT.new_zeros(tokens_BOT.shape[0], self.goal_dim)
         if observation.instruction is None:
-            raise DataError("this policy is conditioned on language, but the observation carries no instruction")
+            raise DataError(
+                "this policy is conditioned on language, but the observation carries no instruction"
+            )
         return tokens_BOT, observation.instruction
 
     def forward(
@@ -111,7 +113,9 @@ class MoDEPolicy(nn.Module):
         """
         action_BCA = self.action_normalizer(batch.actions)
         if sigma is None:
-            u_B = torch.rand(len(action_BCA), device=action_BCA.device, generator=generator, dtype=torch.float64)
+            u_B = torch.rand(
+                len(action_BCA), device=action_BCA.device, generator=generator, dtype=torch.float64
+            )
             sigma = sigma_of_uniform(u_B, self.config.density, self.config.sigma_data)
         if noise is None:
             noise = torch.empty_like(action_BCA).normal_(generator=generator)
@@ -193,11 +197,15 @@ def _check(
     config: PolicyConfig, features: Features, statistics: Statistics, instructions: InstructionTable | None
 ) -> None:
     if ACTION not in features:
-        raise DataError(f"no {ACTION!r} among the features {sorted(features)}; a policy needs actions to learn")
+        raise DataError(
+            f"no {ACTION!r} among the features {sorted(features)}; a policy needs actions to learn"
+        )
     kinds = {key: feature_kind(key) for key in features}
     images = [k for k, kind in kinds.items() if kind == "image"]
     if images:
-        raise DataError(f"cameras {images} need an image encoder; choose state features with dataset.state_keys")
+        raise DataError(
+            f"cameras {images} need an image encoder; choose state features with dataset.state_keys"
+        )
     if "state" not in kinds.values():
         raise DataError(f"no observation among the features {sorted(features)}")
     uncovered = sorted(set(features) - set(statistics))

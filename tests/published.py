@@ -62,7 +62,10 @@ def denoiser(case: str) -> Denoiser:
             "num_layers": c["n_layers"],
             "num_heads": c["n_heads"],
             "noise_token": c.get("use_noise_token_as_input", True),
-            "router": {"normalize": c.get("router_normalize", True), "goal": c.get("use_goal_in_routing", False)},
+            "router": {
+                "normalize": c.get("router_normalize", True),
+                "goal": c.get("use_goal_in_routing", False),
+            },
             "experts": {
                 "num": c.get("num_experts", 4),
                 "active": c.get("top_k", 2),

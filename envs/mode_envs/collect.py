@@ -6,22 +6,15 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
-from mode_envs.demonstrate import Attempt
+from mode_envs.demonstrate import Arrays, Attempt, RemoteDemonstrator, first_to_answer
 from mode_envs.registration import entry
 from mode_envs.suites import EnvTask
-from mode_envs.worker import Worker, WorkerDiedError
 from mode_policy.errors import ConfigError, SimulatorError
 from mode_policy.types import Episode
-
-_ATTEMPT_SECONDS = 300.0  # an attempt takes well under a second, or a minute with pictures; beyond, it hangs
-_MAX_RESTARTS = 3  # of the same attempt
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass
@@ -81,11 +74,27 @@ class _Config:
             )
         if self.settle_steps < 0:
             raise ConfigError(f"settle_steps is {self.settle_steps}; it must be >= 0")
+        if self.attempt_limit < self.episodes:
+            raise ConfigError(
+                f"max_attempts is {self.max_attempts}, but {self.episodes} successes are wanted"
+            )
 
     @property
     def attempt_limit(self) -> int:
         """Attempts per task before giving up."""
         return 5 * self.episodes + 10 if self.max_attempts is None else self.max_attempts
+
+    def attempt(self, task: EnvTask, number: int) -> Attempt:
+        """Return a task's attempt ``number``."""
+        return Attempt(
+            env_id=task.env_id,
+            max_steps=task.max_steps,
+            seed=episode_seed(self.seed, number),
+            noise=self.noise,
+            noise_probability=self.noise_probability,
+            settle_steps=self.settle_steps,
+            options=self.options,
+        )
 
 
 class Collection(Iterator[Episode]):
@@ -195,6 +204,12 @@ class _Queue:
     def _open(self) -> int:
         return self.started - self.progress.attempts
 
+    def note(self, number: int, arrays: Arrays | None) -> None:
+        """Take the outcome of an attempt."""
+        self.outcomes[number] = arrays
+        self.progress.attempts += 1
+        self.progress.successes += arrays is not None
+
     def ready(self) -> Iterator[tuple[int, Arrays]]:
         """Hand out the demonstrations whose predecessors are all known."""
         while self.handed_out in self.outcomes:
@@ -213,18 +228,19 @@ def _run(
     begin = time.perf_counter()
     queues = [_Queue(task, report.tasks[task.task.name], config.attempt_limit) for task in tasks]
     waiting = list(queues)  # tasks whose episodes have not all been handed out
-    workers = [_AttemptWorker() for _ in range(config.workers or os.cpu_count() or 1)]
+    demonstrators = [RemoteDemonstrator() for _ in range(config.workers or os.cpu_count() or 1)]
+    busy: dict[RemoteDemonstrator, tuple[_Queue, int]] = {}
     try:
         while waiting:
-            for worker in workers:
+            for demonstrator in demonstrators:
                 queue = next((q for q in queues if q.needs_attempt), None)
-                if worker.queue is None and queue is not None:
-                    worker.start(queue, config)
-            for worker in _answering(workers):
-                queue, number, arrays = worker.finish()
-                queue.outcomes[number] = arrays
-                queue.progress.attempts += 1
-                queue.progress.successes += arrays is not None
+                if demonstrator not in busy and queue is not None:
+                    busy[demonstrator] = queue, queue.started
+                    demonstrator.start(config.attempt(queue.task, queue.started))
+                    queue.started += 1
+            for demonstrator in first_to_answer(list(busy)):
+                queue, number = busy.pop(demonstrator)
+                queue.note(number, demonstrator.finish())
                 report.seconds = time.perf_counter() - begin
                 if on_progress is not None:
                     on_progress(report)
@@ -238,70 +254,8 @@ def _run(
                     break
                 waiting.pop(0)
     finally:
-        for worker in workers:
-            worker.close()
-
-
-class _AttemptWorker:
-    """A process and the attempt it is busy with."""
-
-    def __init__(self) -> None:
-        self._worker = self._spawn()
-        self.queue: _Queue | None = None
-
-    @staticmethod
-    def _spawn() -> Worker:
-        return Worker("mode_envs.demonstrate:Demonstrator")
-
-    @property
-    def connection(self) -> Any:
-        return self._worker.connection
-
-    def start(self, queue: _Queue, config: _Config) -> None:
-        self.queue, self._number, self._restarts = queue, queue.started, 0
-        queue.started += 1
-        self._attempt = Attempt(
-            env_id=queue.task.env_id,
-            max_steps=queue.task.max_steps,
-            seed=episode_seed(config.seed, self._number),
-            noise=config.noise,
-            noise_probability=config.noise_probability,
-            settle_steps=config.settle_steps,
-            options=config.options,
-        )
-        try:
-            self._worker.send(self._attempt)
-        except WorkerDiedError as death:
-            self._restart(death)
-
-    def finish(self) -> tuple[_Queue, int, Arrays | None]:
-        assert self.queue is not None
-        while True:
-            try:
-                arrays = self._worker.receive(_ATTEMPT_SECONDS)
-            except WorkerDiedError as death:
-                self._restart(death)
-            else:
-                queue, self.queue = self.queue, None
-                return queue, self._number, arrays
-
-    def _restart(self, death: WorkerDiedError) -> None:
-        self._restarts += 1
-        if self._restarts > _MAX_RESTARTS:
-            raise SimulatorError(f"{self._attempt.env_id} with seed {self._attempt.seed}: {death}") from death
-        self.close()
-        self._worker = self._spawn()
-        self._worker.send(self._attempt)
-
-    def close(self) -> None:
-        self._worker.close()
-
-
-def _answering(workers: Sequence[_AttemptWorker]) -> list[_AttemptWorker]:
-    busy = [worker for worker in workers if worker.queue is not None]
-    ready = set(wait([worker.connection for worker in busy], _ATTEMPT_SECONDS))
-    # Nobody answers: ask the first, whose silence is then dealt with as a hang.
-    return [worker for worker in busy if worker.connection in ready] or busy[:1]
+        for demonstrator in demonstrators:
+            demonstrator.close()
 
 
 def _gave_up(queue: _Queue) -> SimulatorError:

@@ -1,9 +1,11 @@
-"""One demonstration by an expert, as a worker process of `mode_envs.collect` makes it."""
+"""Demonstrations one at a time: by an expert, here or in a process that may die."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium
@@ -11,6 +13,14 @@ import numpy as np
 
 from mode_envs.contract import ACTION
 from mode_envs.experts import Expert, make_expert
+from mode_envs.worker import Worker, WorkerDiedError
+from mode_policy.errors import SimulatorError
+
+_TIMEOUT = 300.0  # seconds; an attempt takes well under one, or a minute with pictures, and beyond it hangs
+_MAX_RESTARTS = 3  # of the same attempt
+
+Arrays = dict[str, np.ndarray]
+"""Feature key → what was recorded, ``(T, ...)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +54,7 @@ class Demonstrator:
         self._env: gymnasium.Env
         self._expert: Expert
 
-    def __call__(self, attempt: Attempt) -> dict[str, np.ndarray] | None:
+    def __call__(self, attempt: Attempt) -> Arrays | None:
         """Return the recorded arrays by feature key, each ``(T, ...)``, or None if the expert failed.
 
         Under noise the executed action is the expert's plus a disturbance, and the recorded one is the
@@ -86,3 +96,53 @@ class Demonstrator:
         self._expert = make_expert(attempt.env_id)
         self._env = gymnasium.make(attempt.env_id, max_episode_steps=attempt.max_steps, **attempt.options)
         self._made_for = wanted
+
+
+class RemoteDemonstrator:
+    """A `Demonstrator` in a process of its own, one attempt at a time; a lost attempt is made again."""
+
+    def __init__(self) -> None:
+        self._worker = _spawn()
+
+    def start(self, attempt: Attempt) -> None:
+        """Begin an attempt."""
+        self._attempt, self._restarts = attempt, 0
+        self._send()
+
+    def finish(self) -> Arrays | None:
+        """Wait for the attempt and return its arrays, or None if the expert failed.
+
+        Raises:
+            SimulatorError: if the simulator raises, or its process keeps dying.
+        """
+        while True:
+            try:
+                return self._worker.receive(_TIMEOUT)
+            except WorkerDiedError as death:
+                self._restarts += 1
+                if self._restarts > _MAX_RESTARTS:
+                    raise SimulatorError(
+                        f"{self._attempt.env_id}, seed {self._attempt.seed}: {death}"
+                    ) from death
+            self._worker.close()
+            self._worker = _spawn()
+            self._send()
+
+    def close(self) -> None:
+        """End the process."""
+        self._worker.close()
+
+    def _send(self) -> None:
+        with suppress(WorkerDiedError):  # `finish` meets the same death and deals with it
+            self._worker.send(self._attempt)
+
+
+def first_to_answer(demonstrators: Sequence[RemoteDemonstrator]) -> list[RemoteDemonstrator]:
+    """Wait for one or more to have an answer, or to be dead, and return those."""
+    ready = set(wait([d._worker.connection for d in demonstrators], _TIMEOUT))
+    # Nobody: name one that hangs, which `finish` will find out.
+    return [d for d in demonstrators if d._worker.connection in ready] or list(demonstrators[:1])
+
+
+def _spawn() -> Worker:
+    return Worker("mode_envs.demonstrate:Demonstrator")

@@ -10,6 +10,7 @@ import importlib
 import os
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,8 @@ class Renderer:
         self._options = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        # Freed on close, with the object or at exit: any later, and the driver is already gone.
+        self._free = weakref.finalize(self, _free, self._context, self._target)
 
     def render(self, data: Any, camera: str) -> np.ndarray:
         """Return what a named camera sees, uint8 ``(height, width, 3)``, first row on top."""
@@ -114,6 +117,10 @@ class Renderer:
 
     def close(self) -> None:
         """Free the OpenGL context; the renderer cannot be used afterwards."""
-        self._context.make_current()
-        self._target.free()
-        self._context.free()
+        self._free()
+
+
+def _free(context: Any, target: Any) -> None:
+    context.make_current()
+    target.free()
+    context.free()

@@ -74,7 +74,9 @@ class exit_codes:  # noqa: N801 - used as a function
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ModePolicyError):
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                f"error: {error}", style="red", markup=False
+            )
             raise SystemExit(2) from None
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(130) from None

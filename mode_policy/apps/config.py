@@ -89,7 +89,9 @@ class EvaluateConfig:
     @model_validator(mode="after")
     def _check(self) -> EvaluateConfig:
         if not Path(self.checkpoint).exists():
-            raise ValueError(f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's")
+            raise ValueError(
+                f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's"
+            )
         return self
 
     @property

@@ -113,17 +113,28 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
     tasks = env_tasks(task)
     table = None if language is None else embed_instructions([t.task.instruction for t in tasks], language)
     provenance = Provenance(
-        source=_recipe(config, tasks), licence="MIT", command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        source=_recipe(config, tasks),
+        licence="MIT",
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     described = features(tasks[0].env_id)
     fps = simulator_fps(tasks[0])
-    with StoreWriter(path, described, fps, provenance, overwrite=True) as writer, bar("collecting", "demonstrations") as progress:
-        collection = collect(tasks, config.episodes, seed=config.seed, workers=os.cpu_count(), noise=config.noise)
+    with (
+        StoreWriter(path, described, fps, provenance, overwrite=True) as writer,
+        bar("collecting", "demonstrations") as progress,
+    ):
+        collection = collect(
+            tasks, config.episodes, seed=config.seed, workers=os.cpu_count(), noise=config.noise
+        )
         row = progress.add_task("collecting", total=config.episodes * len(tasks), note="")
         for episode in collection:
             writer.append(episode)
             report = collection.report
-            progress.update(row, advance=1, note=f"{episode.task.name}: experts succeed {report.successes / report.attempts:.0%}")
+            progress.update(
+                row,
+                advance=1,
+                note=f"{episode.task.name}: experts succeed {report.successes / report.attempts:.0%}",
+            )
         if table is not None:
             writer.set_instructions(table)
     lowest = min(collection.report.tasks.items(), key=lambda item: item[1].success_rate)
@@ -189,5 +200,3 @@ def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -
     if unknown:
         raise ConfigError(f"dataset.state_keys names {unknown}; the dataset has {known}")
     return tuple(state_keys)
-
-

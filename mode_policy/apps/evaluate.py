@@ -34,8 +34,12 @@ def main(data: dict[str, Any]) -> None:
         merged["sampler"] |= config.sampler
         policy.config = build(PolicyConfig, merged, "policy")
     if config.execute is not None and config.execute > policy.config.chunk:
-        raise ConfigError(f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}")
-    folder = Path(config.output) if config.output else checkpoint.parent.parent / f"evaluation_{checkpoint.name}"
+        raise ConfigError(
+            f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}"
+        )
+    folder = (
+        Path(config.output) if config.output else checkpoint.parent.parent / f"evaluation_{checkpoint.name}"
+    )
     name = about.get("task", {}).get("name", "tasks") if config.task is None else config.task
     console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {config.episodes} rollouts each")
     evaluation = evaluate_policy(
@@ -66,5 +70,3 @@ def _tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]
         return suite(config.task)
     names = (config.task,) if isinstance(config.task, str) else config.task
     return tuple(env_task(name) for name in names)
-
-

@@ -51,7 +51,9 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     )
     features: Features = {k: store.features[k] for k in (*windows.windows.state_keys, ACTION)}
     seed_step(config.trainer.seed, 0, 0)
-    policy = MoDEPolicy(config.policy, features, store.statistics, store.instruction_table if config.policy.language else None)
+    policy = MoDEPolicy(
+        config.policy, features, store.statistics, store.instruction_table if config.policy.language else None
+    )
     if config.evaluation.episodes:
         check_fit(policy, tasks)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,9 @@ def _resumed(data: dict[str, Any]) -> dict[str, Any]:
     overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
     groups = [o for o in overrides if "." not in o.split("=", 1)[0]]
     if groups:
-        raise ConfigError(f"{groups} cannot change a run that is resumed; only single values can, e.g. trainer.steps=…")
+        raise ConfigError(
+            f"{groups} cannot change a run that is resumed; only single values can, e.g. trainer.steps=…"
+        )
     merged = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides))
     return {**to_plain(OmegaConf.create(OmegaConf.to_container(merged))), "resume": str(folder)}
 
@@ -137,5 +141,3 @@ def _shown(summary: TrainingSummary, demonstrations: int, policy: MoDEPolicy) ->
         "validation_loss": summary.validation_loss,
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "CPU",
     }
-
-

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 
-
 class Scalings(NamedTuple):
     """c_skip, c_out and c_in of EDM, table 1."""
 

@@ -31,7 +31,11 @@ class StateEncoder(nn.Module):
         self.keys = [key for key in features if feature_kind(key) == "state"]
         self.normalizers = nn.ModuleList(Normalizer(features[k], config.normalize_state) for k in self.keys)
         width = sum(int(n.out_dim) for n in self.normalizers)  # type: ignore[arg-type]
-        sizes: Sequence[int] = [width, *config.state_hidden, *([config.state_tokens] if config.state_tokens else [])]
+        sizes: Sequence[int] = [
+            width,
+            *config.state_hidden,
+            *([config.state_tokens] if config.state_tokens else []),
+        ]
         layers: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
             layers += [nn.SiLU()] if i else []

@@ -78,4 +78,6 @@ class MoDEBlock(nn.Module):
 def _always(routing: Routing) -> Routing:
     """The routing of a single expert that every row uses with weight 1."""
     rows = routing.expert_RK[:, :1]
-    return routing._replace(expert_RK=torch.zeros_like(rows), weight_RK=torch.ones_like(routing.weight_RK[:, :1]))
+    return routing._replace(
+        expert_RK=torch.zeros_like(rows), weight_RK=torch.ones_like(routing.weight_RK[:, :1])
+    )

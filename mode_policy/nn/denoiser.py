@@ -109,7 +109,9 @@ class Denoiser(nn.Module):
         """
         noise_BD = self.sigma_embedding(sigma_B.log()[:, None] / 4)
         goal_BD = self.goal_embedding(goal_BG)
-        steps = self.position[1 : 1 + self.history].repeat_interleave(observation_BOT.shape[1] // self.history, 0)
+        steps = self.position[1 : 1 + self.history].repeat_interleave(
+            observation_BOT.shape[1] // self.history, 0
+        )
         tokens = [
             (goal_BD + self.position[0])[:, None],
             self.observation_embedding(observation_BOT) + steps,

@@ -49,7 +49,9 @@ class SwiGLUExperts(nn.Module):
         for weight in (self.up_weight_NED, self.down_weight_NDH):
             bound = weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
-        nn.init.uniform_(self.up_bias_NE, -(self.up_weight_NED.shape[-1] ** -0.5), self.up_weight_NED.shape[-1] ** -0.5)
+        nn.init.uniform_(
+            self.up_bias_NE, -(self.up_weight_NED.shape[-1] ** -0.5), self.up_weight_NED.shape[-1] ** -0.5
+        )
 
     def forward(self, x_BSD: Tensor, routing: Routing) -> Tensor:
         """Return the weighted sum of the chosen experts, ``(B, S, D)``."""

@@ -46,7 +46,9 @@ class Router(Protocol):
     num_experts: int
     num_active: int
 
-    def __call__(self, condition_BD: Tensor, x_BSD: Tensor, generator: torch.Generator | None = None) -> Routing:
+    def __call__(
+        self, condition_BD: Tensor, x_BSD: Tensor, generator: torch.Generator | None = None
+    ) -> Routing:
         """Route by the condition (noise embedding, with the goal's where configured) and the tokens."""
         ...
 
@@ -90,7 +92,9 @@ class ConditionRouter(nn.Module):
         else:
             self.net = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, num_experts))
 
-    def forward(self, condition_BD: Tensor, x_BSD: Tensor, generator: torch.Generator | None = None) -> Routing:
+    def forward(
+        self, condition_BD: Tensor, x_BSD: Tensor, generator: torch.Generator | None = None
+    ) -> Routing:
         """Route each sample; see `Routing` (R = B). ``x_BSD`` is not looked at."""
         # float32 whatever the autocast: the choice must not depend on the rounding of a half type.
         with torch.autocast(condition_BD.device.type, enabled=False):
@@ -132,6 +136,4 @@ def router_z_loss(routings: list[Routing]) -> Tensor:
 
 def expert_shares(routings: list[Routing]) -> Tensor:
     """Share of the rows that chose each expert, ``(layers, N)``; rows sum to K."""
-    return torch.stack(
-        [F.one_hot(r.expert_RK, r.probs_RN.shape[1]).sum(1).float().mean(0) for r in routings]
-    )
+    return torch.stack([F.one_hot(r.expert_RK, r.probs_RN.shape[1]).sum(1).float().mean(0) for r in routings])

@@ -69,5 +69,7 @@ class TrainerConfig:
         if self.steps is None and self.minutes is None:
             raise ValueError("nothing says when to stop: give trainer.steps=… or trainer.minutes=…")
         if self.warmup + self.hold >= 1:
-            raise ValueError(f"warmup={self.warmup} and hold={self.hold} leave no part of the run for the decay")
+            raise ValueError(
+                f"warmup={self.warmup} and hold={self.hold} leave no part of the run for the decay"
+            )
         return self

@@ -45,7 +45,9 @@ class MetricsLog:
                 import wandb as wandb_module
             except ImportError as error:
                 raise ConfigError("trainer.wandb needs: pip install 'mode-policy[wandb]'") from error
-            self._wandb = wandb_module.init(project=wandb, dir=folder, config=dict(config or {}), resume="allow")
+            self._wandb = wandb_module.init(
+                project=wandb, dir=folder, config=dict(config or {}), resume="allow"
+            )
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append a record; it must hold ``step``."""

@@ -173,7 +173,9 @@ class Trainer:
     def _train_step(self, share: float) -> PolicyLoss:
         seed_step(self.config.seed, self.step, self.accelerator.process_index)
         batch = self.batch(self.step).to(self.device)
-        lr = self.config.learning_rate * tri_stage(share, 1.0, warmup=self.config.warmup, hold=self.config.hold)
+        lr = self.config.learning_rate * tri_stage(
+            share, 1.0, warmup=self.config.warmup, hold=self.config.hold
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with self.accelerator.autocast():
@@ -222,7 +224,11 @@ class Trainer:
         raise TrainingDivergedError(
             f"the loss became {losses[bad[0]]:.4g} at step {step} (it began at {self.first_loss:.4g}). "
             f"The batch is in {path}; "
-            + (f"the last good checkpoint is {kept}. " if kept.exists() else "no checkpoint had been written. ")
+            + (
+                f"the last good checkpoint is {kept}. "
+                if kept.exists()
+                else "no checkpoint had been written. "
+            )
             + "Look at the batch for outliers, lower trainer.learning_rate or trainer.grad_clip."
         )
 
@@ -243,7 +249,9 @@ class Trainer:
             noise = torch.randn(batch.actions.shape, generator=generator)
             sigma = sigma_of_uniform(u, self.policy.config.density, self.policy.config.sigma_data)
             with self.accelerator.autocast():
-                loss = self.ema(batch.to(self.device), sigma=sigma.to(self.device), noise=noise.to(self.device))
+                loss = self.ema(
+                    batch.to(self.device), sigma=sigma.to(self.device), noise=noise.to(self.device)
+                )
             total, count = total + n * float(loss.denoising), count + n
         self.newest_validation = total / count
         return self.newest_validation
@@ -294,7 +302,9 @@ class Trainer:
         from mode_policy.checkpoint import WEIGHTS, load_policy
 
         self.ema.load_state_dict(load_policy(checkpoint).state_dict())
-        load_strictly(self.policy, load_policy(checkpoint, weights="raw").state_dict(), str(checkpoint / WEIGHTS["raw"]))
+        load_strictly(
+            self.policy, load_policy(checkpoint, weights="raw").state_dict(), str(checkpoint / WEIGHTS["raw"])
+        )
         tensors, progress = load_training_state(checkpoint)
         for name, own in (
             ("seed", self.config.seed),
@@ -316,7 +326,9 @@ class Trainer:
 
 def _accelerator(config: TrainerConfig) -> Accelerator:
     cuda = torch.cuda.is_available() and config.device != "cpu"
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
+    )
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if bf16 else "no")
 
 
