@@ -5,6 +5,7 @@ Nothing here runs until a picture is asked for, so stepping needs no OpenGL at a
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import os
@@ -93,8 +94,8 @@ class Renderer:
         self._options = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        # Freed on close, with the object or at exit: any later, and the driver is already gone.
-        self._free = weakref.finalize(self, _free, self._context, self._target)
+        _OPEN.add(self)
+        _close_all_at_exit()
 
     def render(self, data: Any, camera: str) -> np.ndarray:
         """Return what a named camera sees, uint8 ``(height, width, 3)``, first row on top."""
@@ -117,10 +118,23 @@ class Renderer:
 
     def close(self) -> None:
         """Free the OpenGL context; the renderer cannot be used afterwards."""
-        self._free()
+        if self in _OPEN:
+            _OPEN.discard(self)
+            self._context.make_current()
+            self._target.free()
+            del self._context  # its destructor frees it, and must not find it freed
 
 
-def _free(context: Any, target: Any) -> None:
-    context.make_current()
-    target.free()
-    context.free()
+_OPEN: weakref.WeakSet[Renderer] = weakref.WeakSet()
+
+
+@functools.cache
+def _close_all_at_exit() -> None:
+    # Contexts must go before their driver does. MuJoCo shuts that down in an exit hook which it registered
+    # when the first context was made; ours comes after it and so runs before it.
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(_OPEN):
+        renderer.close()

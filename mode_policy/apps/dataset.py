@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -118,9 +119,8 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
     described = features(tasks[0].env_id)
-    fps = simulator_fps(tasks[0])
     with (
-        StoreWriter(path, described, fps, provenance, overwrite=True) as writer,
+        StoreWriter(path, described, control_rate(tasks[0]), provenance, overwrite=True) as writer,
         bar("collecting", "demonstrations") as progress,
     ):
         collection = collect(
@@ -144,7 +144,8 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
     )
 
 
-def simulator_fps(task: EnvTask) -> float:
+@functools.cache
+def control_rate(task: EnvTask) -> float:
     """Return the control rate of a task's environment in Hz."""
     from mode_envs import make
 

@@ -18,6 +18,7 @@ from mode_envs.lanes import Video as Filming
 from mode_envs.rollout import EpisodeResult, EpisodeSpec, rollout
 from mode_policy.apps.cli import console
 from mode_policy.apps.config import EvaluationConfig
+from mode_policy.apps.dataset import control_rate
 from mode_policy.apps.progress import bar
 from mode_policy.checkpoint import versions
 from mode_policy.diffusion.schedules import grid
@@ -186,9 +187,14 @@ def _run(
             lanes=config.lanes,
             workers=os.cpu_count() if config.workers is None else config.workers,
             record=record,
-            video=Filming(size=(config.video_size, config.video_size)),
+            video=Filming(size=(config.video_size, config.video_size), stride=_stride(specs[0].task)),
             on_episode=on_episode,
         )
+
+
+def _stride(task: EnvTask) -> int:
+    """Steps between two pictures: about twenty pictures a second, for rendering takes longer than physics."""
+    return max(1, round(control_rate(task) / 20))
 
 
 def _record(result: EpisodeResult) -> EpisodeRecord:
@@ -222,8 +228,8 @@ def _write_videos(
         name = f"videos/{result.task}_{result.seed}_{'success' if result.success else 'failure'}.mp4"
         try:
             (folder / "videos").mkdir(parents=True, exist_ok=True)
-            # Half the control rate is watchable for fast simulators, and the true speed for slow ones.
-            write_video(folder / name, mark_outcome(result.frames, result.success), fps=20)
+            rate = control_rate(tasks[0]) / _stride(tasks[0])
+            write_video(folder / name, mark_outcome(result.frames, result.success), fps=rate)
         except VideoError as error:
             console.print(f"videos     none: {error}")
             break

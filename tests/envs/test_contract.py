@@ -39,7 +39,7 @@ def test_gymnasium_accepts_pictures(env_id, obs_mode):
     check(gymnasium.make(env_id, obs_mode=obs_mode, image_size=(48, 64)))
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", IDS[:2])
 def test_features_describe_observation_and_action(env_id):
     modes = ("state", "pixels", "both") if rendering_available()[0] else ("state",)
     for obs_mode in modes:
@@ -72,7 +72,7 @@ def disturb(env: gymnasium.Env, task: str) -> None:
     """Leave traces: solve another arrangement half way, then reset without a seed."""
     expert = make_expert(task)
     observation, _ = env.reset(seed=8)
-    for _ in range(60):
+    for _ in range(30):
         observation, *_ = env.step(expert.act(observation))
     env.reset()
     env.step(env.action_space.high)
@@ -81,10 +81,10 @@ def disturb(env: gymnasium.Env, task: str) -> None:
 @pytest.mark.parametrize("task", METAWORLD_INSTRUCTIONS)
 def test_seed_determines_a_metaworld_episode_whatever_happened_before(task):
     env = make(task)
-    first = trajectory(env, 7, 15)
+    first = trajectory(env, 7, 10)
     disturb(env, task)
-    assert np.array_equal(first, trajectory(env, 7, 15))
-    assert not np.array_equal(first, trajectory(env, 8, 15))
+    assert np.array_equal(first, trajectory(env, 7, 10))
+    assert not np.array_equal(first, trajectory(env, 8, 10))
 
 
 @pytest.mark.parametrize("task", [*METAWORLD_MT10[:3], "pusht"])
