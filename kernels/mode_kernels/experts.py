@@ -95,9 +95,13 @@ class _GroupedExperts(torch.autograd.Function):
         H = down_weight_NDH.shape[2]
         dx_RSD = torch.zeros_like(grad_RSD)
         dweight_RK = torch.zeros_like(weight_RK)
-        dup_NED = torch.zeros_like(up_weight_NED)
-        dbias_NE = up_weight_NED.new_zeros(up_weight_NED.shape[:2])
-        ddown_NDH = torch.zeros_like(down_weight_NDH)
+        # Gradients are as large as the experts: written once where an expert was used, zeroed only elsewhere.
+        dup_NED = torch.empty_like(up_weight_NED)
+        dbias_NE = up_weight_NED.new_empty(up_weight_NED.shape[:2])
+        ddown_NDH = torch.empty_like(down_weight_NDH)
+        for n in set(range(len(dup_NED))) - {n for n, _, _ in ctx.groups}:
+            for gradient in (dup_NED, dbias_NE, ddown_NDH):
+                gradient[n].zero_()
         for i, (n, rows_M, slots_M) in enumerate(ctx.groups):
             x_QD, h_QE, silu_QH, y_QD = saved[4 * i : 4 * i + 4]
             linear_QH, gate_QH = h_QE[:, :H], h_QE[:, H:]

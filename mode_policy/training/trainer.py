@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mode_policy.checkpoint import load_strictly, load_training_state, save_checkpoint
+from mode_policy.checkpoint import load_policy, load_strictly, load_training_state, save_checkpoint
 from mode_policy.diffusion.schedules import sigma_of_uniform
 from mode_policy.errors import CheckpointError, TrainingDivergedError
 from mode_policy.files import link_atomically
@@ -299,12 +299,9 @@ class Trainer:
         Raises:
             CheckpointError: if it is of another architecture, batch size, seed or number of processes.
         """
-        from mode_policy.checkpoint import WEIGHTS, load_policy
-
-        self.ema.load_state_dict(load_policy(checkpoint).state_dict())
-        load_strictly(
-            self.policy, load_policy(checkpoint, weights="raw").state_dict(), str(checkpoint / WEIGHTS["raw"])
-        )
+        sources: tuple[tuple[Literal["ema", "raw"], MoDEPolicy], ...] = (("ema", self.ema), ("raw", self.policy))
+        for weights, module in sources:
+            load_strictly(module, load_policy(checkpoint, weights=weights).state_dict(), str(checkpoint))
         tensors, progress = load_training_state(checkpoint)
         for name, own in (
             ("seed", self.config.seed),
