@@ -3,8 +3,8 @@
 ::
 
     checkpoint/
-      checkpoint.json            format, config, features, statistics, instructions, versions, SHA-256 of the files
-      weights.safetensors        averaged (EMA) weights: the ones to use
+      checkpoint.json            format, config, features, statistics, instructions, versions, SHA-256 of
+      the files weights.safetensors        averaged (EMA) weights: the ones to use
       weights_raw.safetensors    weights as the optimizer left them
       instructions.safetensors   embeddings of the known instructions
       training/                  optimizer and progress, for an exact resume; may be deleted

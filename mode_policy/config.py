@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -31,7 +31,7 @@ class RouterConfig:
     """
 
     num_layers: Literal[1, 2] = 2
-    temperature: float = Field(1.0, gt=0)
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     normalize: bool = True
     goal: bool = False
 
@@ -47,10 +47,10 @@ class ExpertsConfig:
         dropout: on the experts' hidden units.
     """
 
-    num: int = Field(4, ge=1)
-    active: int = Field(2, ge=1)
+    num: Annotated[int, Field(ge=1)] = 4
+    active: Annotated[int, Field(ge=1)] = 2
     shared: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _check(self) -> ExpertsConfig:
@@ -71,13 +71,13 @@ class DenoiserConfig:
         noise_token: put the noise embedding first in the sequence.
     """
 
-    dim: int = Field(1024, ge=1)
-    num_layers: int = Field(8, ge=1)
-    num_heads: int = Field(8, ge=1)
+    dim: Annotated[int, Field(ge=1)] = 1024
+    num_layers: Annotated[int, Field(ge=1)] = 8
+    num_heads: Annotated[int, Field(ge=1)] = 8
     residual: Literal["normed", "prenorm", "paper"] = "normed"
     noise_token: bool = True
-    attention_dropout: float = Field(0.0, ge=0, lt=1)
-    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    embedding_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     router: RouterConfig = RouterConfig()
     experts: ExpertsConfig = ExpertsConfig()
 
@@ -99,9 +99,9 @@ class DensityConfig:
 
     name: Literal["loglogistic", "loguniform", "lognormal"] = "loglogistic"
     loc: float | None = None
-    scale: float = Field(0.5, gt=0)
-    sigma_min: float = Field(0.001, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
+    scale: Annotated[float, Field(gt=0)] = 0.5
+    sigma_min: Annotated[float, Field(gt=0)] = 0.001
+    sigma_max: Annotated[float, Field(gt=0)] = 80.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
@@ -116,10 +116,10 @@ class SamplerConfig:
     """
 
     name: str = "ddim"
-    steps: int = Field(10, ge=1)
+    steps: Annotated[int, Field(ge=1)] = 10
     schedule: str = "exponential"
-    sigma_min: float = Field(0.001, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
+    sigma_min: Annotated[float, Field(gt=0)] = 0.001
+    sigma_max: Annotated[float, Field(gt=0)] = 80.0
     guidance: float = 1.0
 
     @model_validator(mode="after")
@@ -142,9 +142,9 @@ class LossConfig:
         router_z: weight of the router z-loss.
     """
 
-    load_balance: float = Field(0.01, ge=0)
+    load_balance: Annotated[float, Field(ge=0)] = 0.01
     load_balance_form: Literal["code", "paper"] = "code"
-    router_z: float = Field(0.0, ge=0)
+    router_z: Annotated[float, Field(ge=0)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
@@ -159,22 +159,22 @@ class PolicyConfig:
         state_hidden: hidden widths of the state encoder's MLP; empty for the plain normalised vector.
         language: text encoder whose embeddings condition the policy; None without language.
         goal_dropout: probability of dropping the goal in training.
-        goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` the whole.
-        normalization: mode for each kind of feature.
+        goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` the
+        whole. normalization: mode for each kind of feature.
         sigma_data: σ_d of EDM.
     """
 
-    chunk: int = Field(10, ge=1)
-    execute: int = Field(10, ge=1)
-    history: int = Field(1, ge=1)
+    chunk: Annotated[int, Field(ge=1)] = 10
+    execute: Annotated[int, Field(ge=1)] = 10
+    history: Annotated[int, Field(ge=1)] = 1
     state_hidden: tuple[int, ...] = ()
     state_tokens: int | None = None
     language: str | None = "minilm-l6-v2"
-    goal_dropout: float = Field(0.1, ge=0, lt=1)
+    goal_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     goal_dropout_form: Literal["feature", "vector"] = "feature"
     normalize_state: NormalizationMode = "mean_std"
     normalize_action: NormalizationMode = "min_max"
-    sigma_data: float = Field(0.5, gt=0)
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5
     density: DensityConfig = DensityConfig()
     sampler: SamplerConfig = SamplerConfig()
     loss: LossConfig = LossConfig()
@@ -189,7 +189,7 @@ class PolicyConfig:
         return self
 
 
-def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+def build[T](cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build a configuration dataclass from plain data, recursively.
 
     Args:

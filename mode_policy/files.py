@@ -25,8 +25,8 @@ def explain_full_disk(path: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(existing_parent(path)).free
         raise ModePolicyError(
-            f"no space left while writing {path} ({free / 1e6:.0f} MB free); free some space, or choose another "
-            "place with run_dir=… or dataset.path=… . What was complete before is untouched"
+            f"no space left while writing {path} ({free / 1e6:.0f} MB free); free some space, or choose "
+            "another place with run_dir=… or dataset.path=… . What was complete before is untouched"
         ) from error
 
 

@@ -117,7 +117,8 @@ class Normalizer(nn.Module):
         value = torch.as_tensor(np.asarray(statistics[name]), dtype=torch.float32).clone()
         if value.shape != (self.in_dim,):
             raise CheckpointError(
-                f"statistics of {key!r} have {tuple(value.shape)} values, the feature has {self.in_dim} dimensions"
+                f"statistics of {key!r} have {tuple(value.shape)} values, the feature has "
+                f"{self.in_dim} dimensions"
             )
         return value
 

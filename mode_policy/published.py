@@ -93,7 +93,7 @@ def from_published(published: Mapping[str, Tensor], config: DenoiserConfig) -> d
 
 
 def to_published(state: Mapping[str, Tensor], config: DenoiserConfig) -> dict[str, Tensor]:
-    """Turn our denoiser's state dict into the authors' names; inverts `from_published` but for unused tensors."""
+    """Turn our state dict into the authors' names; inverts `from_published` but for unused tensors."""
     theirs = {name: state[ours] for ours, name in _TOP.items()}
     theirs["pos_emb"] = state["position"].unsqueeze(0)
     for layer in range(config.num_layers):

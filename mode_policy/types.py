@@ -194,7 +194,8 @@ class InstructionTable:
     def __post_init__(self) -> None:
         if self.embeddings.ndim != 2 or len(self.instructions) != len(self.embeddings):
             raise DataError(
-                f"{len(self.instructions)} instructions but embeddings of shape {tuple(self.embeddings.shape)}"
+                f"{len(self.instructions)} instructions but embeddings of shape "
+                f"{tuple(self.embeddings.shape)}"
             )
 
     def index(self, instructions: Sequence[str]) -> Tensor:

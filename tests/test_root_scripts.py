@@ -108,7 +108,6 @@ def test_spawned_processes_can_import_the_script_again(train):
     assert is_clean(train["spawned"])
 
 
-@pytest.mark.xfail(strict=True, reason="`python -m` puts the working directory first; Worker lacks -P")
 def test_simulators_find_the_libraries(train):
     assert is_clean(train["simulator"])
 

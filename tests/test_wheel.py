@@ -32,7 +32,7 @@ def call(*command: str | Path, cwd: Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution, so that both are complete and nothing stale gets in."""
     folder = tmp_path_factory.mktemp("dist")
-    call("uv", "build", "--out-dir", folder, ROOT, cwd=folder)
+    call("uv", "build", "--out-dir", folder, cwd=ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -75,10 +75,10 @@ def test_it_trains_from_another_folder(wheel, tmp_path):
     # The pinned versions: what is tested is our wheel and not this morning's releases of others.
     pins = tmp_path / "pins.txt"
     pins.write_text("\n".join(PROJECT["tool"]["uv"]["constraint-dependencies"]))
-    call("uv", "venv", "--python", sys.executable, venv, cwd=elsewhere)
+    call("uv", "venv", "--python", sys.executable, venv, cwd=ROOT)
     python = venv / "bin" / "python"
     packages = f"mode-policy[metaworld,language] @ {wheel.as_uri()}"
-    call("uv", "pip", "install", "--python", python, "--constraint", pins, packages, cwd=elsewhere)
+    call("uv", "pip", "install", "--python", python, "--constraint", pins, packages, cwd=ROOT)
     origin = call(python, "-c", "import mode_envs; print(mode_envs.__file__)", cwd=elsewhere)
     assert Path(origin.strip()).is_relative_to(venv)
     overrides = [

@@ -43,6 +43,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # the working directory may hold folders named as libraries
                     "-X",
                     "faulthandler",
                     "-m",

@@ -88,7 +88,7 @@ class _GroupedExperts(torch.autograd.Function):
         return out_RSD
 
     @staticmethod
-    def backward(ctx: Any, grad_RSD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_RSD: Tensor) -> tuple[Tensor | None, ...]:
         weight_RK, up_weight_NED, down_weight_NDH, *saved = ctx.saved_tensors
         grad_RSD = grad_RSD.contiguous()
         S, D = grad_RSD.shape[1:]

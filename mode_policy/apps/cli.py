@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -38,8 +38,9 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
             OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             with exit_codes():
-                if not any(a in sys.argv for a in ("--multirun", "-m")):
-                    check_overrides(config_name, [a for a in sys.argv[1:] if not a.startswith("-")])
+                arguments, _ = get_args_parser().parse_known_args()
+                if not arguments.multirun:  # there, a value may be a list of values
+                    compose(config_name, arguments.overrides)
                 decorated()
 
         @hydra.main(version_base=None, config_path=f"pkg://{CONF}", config_name=config_name)
@@ -95,11 +96,6 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
             return hydra.compose(config_name, overrides)
     except HydraException as error:
         raise ConfigError(_explain(config_name, overrides, error)) from None
-
-
-def check_overrides(config_name: str, overrides: list[str]) -> None:
-    """Compose once to find bad overrides; see `compose`."""
-    compose(config_name, overrides)
 
 
 def _explain(config_name: str, overrides: list[str], error: HydraException) -> str:

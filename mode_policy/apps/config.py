@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -35,23 +35,23 @@ class DatasetConfig:
     features: dict[str, dict[str, Any]] = Field(default_factory=dict)
     fps: float | None = None
     licence: str | None = None
-    episodes: int = Field(40, ge=1)
-    noise: float = Field(0.0, ge=0)
+    episodes: Annotated[int, Field(ge=1)] = 40
+    noise: Annotated[float, Field(ge=0)] = 0.0
     seed: int = 0
     state_keys: tuple[str, ...] | None = None
-    validation_fraction: float = Field(0.05, ge=0, lt=1)
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class EvaluationConfig:
     """How rollouts are made; the keys are described in ``conf/train.yaml``."""
 
-    episodes: int = Field(20, ge=0)
+    episodes: Annotated[int, Field(ge=0)] = 20
     seed: int = 100000
-    lanes: int = Field(20, ge=1)
-    workers: int | None = Field(None, ge=0)
-    videos: int = Field(1, ge=0)
-    video_size: int = Field(240, ge=16)
+    lanes: Annotated[int, Field(ge=1)] = 20
+    workers: Annotated[int | None, Field(ge=0)] = None
+    videos: Annotated[int, Field(ge=0)] = 1
+    video_size: Annotated[int, Field(ge=16)] = 240
     weights: Literal["ema", "raw"] = "ema"
 
 
@@ -74,14 +74,14 @@ class EvaluateConfig:
 
     checkpoint: str
     task: str | tuple[str, ...] | None = None
-    episodes: int = Field(20, ge=1)
+    episodes: Annotated[int, Field(ge=1)] = 20
     seed: int = 100000
-    lanes: int = Field(20, ge=1)
-    workers: int | None = Field(None, ge=0)
-    videos: int = Field(1, ge=0)
-    video_size: int = Field(240, ge=16)
+    lanes: Annotated[int, Field(ge=1)] = 20
+    workers: Annotated[int | None, Field(ge=0)] = None
+    videos: Annotated[int, Field(ge=0)] = 1
+    video_size: Annotated[int, Field(ge=16)] = 240
     weights: Literal["ema", "raw"] = "ema"
-    execute: int | None = Field(None, ge=1)
+    execute: Annotated[int | None, Field(ge=1)] = None
     sampler: dict[str, Any] = Field(default_factory=dict)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     output: str | None = None

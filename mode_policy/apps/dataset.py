@@ -60,7 +60,7 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
     path = Path(config.path).expanduser()
     if config.source == "collect" and not (path.exists() and _reusable(path, config, task)):
         collect_store(path, config, task, language)
-    store = open_store(path, _layout(config, task)) if path.exists() else _absent(path, config)
+    store = open_store(path, store_layout(config, task)) if path.exists() else _absent(path, config)
     if language is not None and store.instruction_table is None:
         store = store.with_instructions(embed_instructions([t.instruction for t in store.tasks], language))
     console.print(
@@ -73,12 +73,17 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
 def _absent(path: Path, config: DatasetConfig) -> DemonstrationStore:
     where = f" Download and unpack {config.url}, then" if config.url else " To use a copy you have,"
     raise DataError(
-        f"no demonstrations at {path}.{where} give dataset.path=<its folder>, or set MODE_DATA_DIR to the folder "
-        f"that holds {path.name}"
+        f"no demonstrations at {path}.{where} give dataset.path=<its folder>, or set MODE_DATA_DIR to the "
+        f"folder that holds {path.name}"
     )
 
 
-def _layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout | None:
+def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout | None:
+    """Return how to read a store of another layout, or None for one of ours.
+
+    Raises:
+        ConfigError: if the recipe does not say the control rate.
+    """
     if config.layout == "native":
         return None
     if config.fps is None:
@@ -95,7 +100,8 @@ def _layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout | Non
 def _recipe(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
     """What determines a collection; kept in the store to know whether it can be used again."""
     names = ",".join(t.task.name for t in tasks)
-    return f"scripted experts: episodes={config.episodes} noise={config.noise:g} seed={config.seed} tasks={names}"
+    made = f"episodes={config.episodes} noise={config.noise:g} seed={config.seed}"
+    return f"scripted experts: {made} tasks={names}"
 
 
 def _reusable(path: Path, config: DatasetConfig, task: TaskConfig) -> bool:

@@ -67,11 +67,12 @@ def evaluate_policy(
         training_summary: of the training, for the report.
 
     Raises:
-        DataError: if the policy does not fit the environments, or a rollout would start where a demonstration did.
+        DataError: if the policy does not fit the environments, or a rollout would start where a
+        demonstration did.
     """
     check_fit(policy, tasks)
     seeds = [episode_seed(config.seed, i) for i in range(config.episodes)]
-    if seen := sorted(set(seeds) & set(int(s) for s in demonstrated)):
+    if seen := sorted(set(seeds) & {int(s) for s in demonstrated}):
         raise DataError(
             f"{len(seen)} rollouts would start from initial states of the demonstrations (seed {seen[0]}); "
             "change evaluation.seed"
@@ -126,8 +127,8 @@ def check_fit(policy: MoDEPolicy, tasks: Sequence[EnvTask]) -> None:
                 raise DataError(f"{task.task.name} gives {sorted(given)}, but the policy needs {key!r}")
             if given[key].shape != feature.shape:
                 raise DataError(
-                    f"{key!r} has shape {given[key].shape} in {task.task.name} and {feature.shape} in the policy; "
-                    "they were made for different robots or tasks"
+                    f"{key!r} has shape {given[key].shape} in {task.task.name} and {feature.shape} in the "
+                    "policy; they were made for different robots or tasks"
                 )
     if policy.instructions is not None:
         policy.instructions.index([t.task.instruction for t in tasks])
@@ -141,7 +142,7 @@ def sampling_grid(policy: MoDEPolicy) -> list[float]:
 
 @torch.no_grad()
 def usage(policy: MoDEPolicy, levels: int = 64) -> ExpertUsage:
-    """Return the routers' softmax over noise levels, averaged over instructions where routers see the goal."""
+    """Return the routers' softmax over noise levels, averaged over goals where routers see them."""
     s = policy.config.sampler
     sigmas = torch.logspace(np.log10(s.sigma_min), np.log10(s.sigma_max), levels, device=policy.device)
     table = policy.instructions

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mode_policy.apps.cli import console, program, to_plain
 from mode_policy.apps.config import TrainConfig
@@ -93,7 +93,8 @@ def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder
         row = progress.add_task("training", total=1.0, note="")
 
         def show(share: float, record: dict[str, float]) -> None:
-            note = f"step {record['step']}  loss {record['loss']:.4f}  {record['samples_per_second']:.0f} samples/s"
+            rate = f"{record['samples_per_second']:.0f} samples/s"
+            note = f"step {record['step']}  loss {record['loss']:.4f}  {rate}"
             progress.update(row, completed=share, note=note)
 
         trainer = Trainer(
@@ -103,8 +104,8 @@ def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder
         if last.exists():
             trainer.resume(last)
         console.print(
-            f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} windows"
-            + (f", continuing at step {trainer.step}" if trainer.step else "")
+            f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
+            "windows" + (f", continuing at step {trainer.step}" if trainer.step else "")
         )
         try:
             return trainer.run()
@@ -125,8 +126,8 @@ def _resumed(data: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"{groups} cannot change a run that is resumed; only single values can, e.g. trainer.steps=…"
         )
-    merged = OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides))
-    return {**to_plain(OmegaConf.create(OmegaConf.to_container(merged))), "resume": str(folder)}
+    merged = DictConfig(OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides)))
+    return {**to_plain(merged), "resume": str(folder)}
 
 
 def _shown(summary: TrainingSummary, demonstrations: int, policy: MoDEPolicy) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A noisy action is ``x = a + σn``; the denoiser is ``D(x; σ) = c_skip·x + c_ou
 
 from __future__ import annotations
 
-
 from typing import NamedTuple
 
 import torch

@@ -12,6 +12,7 @@ All scalars are computed in double precision on the host, so a sampler never wai
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -41,21 +42,21 @@ def _ancestral(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float
 
 def ddim(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """DDIM (arXiv 2010.02502), equal to DPM-Solver-1: MoDE's default."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         x = _exponential_step(x, denoise(x, sigma), sigma, sigma_next)
     return x
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """Euler steps in σ (EDM, algorithm 1 without the correction)."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         x = x + (sigma_next - sigma) * _slope(x, sigma, denoise(x, sigma))
     return x
 
 
 def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """Euler steps with ancestral noise (stochastic)."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         down, up = _ancestral(sigma, sigma_next)
         x = x + (down - sigma) * _slope(x, sigma, denoise(x, sigma))
         if up > 0:
@@ -65,7 +66,7 @@ def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise:
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """Heun's second-order method (EDM, algorithm 1)."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         slope = _slope(x, sigma, denoise(x, sigma))
         euler_x = x + (sigma_next - sigma) * slope
         if sigma_next > 0:
@@ -76,7 +77,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> 
 
 def dpm_2(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """DPM-Solver-2 (arXiv 2206.00927): midpoint in ln σ."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         slope = _slope(x, sigma, denoise(x, sigma))
         if sigma_next > 0:
             middle = math.sqrt(sigma * sigma_next)
@@ -88,7 +89,7 @@ def dpm_2(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) ->
 
 def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """DPM-Solver++(2S) (arXiv 2211.01095, algorithm 1), single step, second order."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         denoised = denoise(x, sigma)
         if sigma_next > 0:
             middle = math.sqrt(sigma * sigma_next)
@@ -100,7 +101,7 @@ def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise)
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), multistep, second order."""
     previous: Tensor | None = None
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         denoised = denoise(x, sigma)
         target = denoised
         if previous is not None and sigma_next > 0:
@@ -113,7 +114,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise)
 
 def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: Noise) -> Tensor:
     """DPM-Solver++ SDE, two stages with ancestral noise at each (stochastic)."""
-    for sigma, sigma_next in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         denoised = denoise(x, sigma)
         if sigma_next > 0:
             middle = math.sqrt(sigma * sigma_next)

@@ -45,7 +45,8 @@ def vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps: float = 1e-3) -
 def ve(n: int, sigma_min: float = 0.001, sigma_max: float = 80.0) -> list[float]:
     """Variance-exploding SDE as in the authors' code.
 
-    Their time axis runs to n + 1 and is divided by n − 1, so the last level lies below σ_min; kept for parity.
+    Their time axis runs to n + 1 and is divided by n − 1, so the last level lies below σ_min; kept for
+    parity.
     """
     times = _linspace(0.0, n + 1, n)
     return [sigma_max * (sigma_min / sigma_max) ** (t / max(n - 1, 1)) for t in times] + [0.0]

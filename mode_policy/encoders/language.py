@@ -12,7 +12,6 @@ from torch import Tensor
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.types import InstructionTable
 
-
 Embed = Callable[[str], Tensor]
 
 
@@ -48,8 +47,8 @@ def clip() -> Embed:
         tokenizer = CLIPTokenizerFast.from_pretrained(name)
     except OSError as error:
         raise ConfigError(
-            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({name}); connect once so that it "
-            "is cached, or use policy.language=minilm-l6-v2, which needs no download"
+            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({name}); connect once so "
+            "that it is cached, or use policy.language=minilm-l6-v2, which needs no download"
         ) from error
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ Legend: B batch, H history, F width of all normalised states, T token width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -29,15 +30,16 @@ class StateEncoder(nn.Module):
     def __init__(self, features: Features, config: PolicyConfig) -> None:
         super().__init__()
         self.keys = [key for key in features if feature_kind(key) == "state"]
-        self.normalizers = nn.ModuleList(Normalizer(features[k], config.normalize_state) for k in self.keys)
-        width = sum(int(n.out_dim) for n in self.normalizers)  # type: ignore[arg-type]
+        normalizers = [Normalizer(features[k], config.normalize_state) for k in self.keys]
+        self.normalizers = nn.ModuleList(normalizers)
+        width = sum(n.out_dim for n in normalizers)
         sizes: Sequence[int] = [
             width,
             *config.state_hidden,
             *([config.state_tokens] if config.state_tokens else []),
         ]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
             layers += [nn.SiLU()] if i else []
             layers.append(nn.Linear(a, b))
         self.net = nn.Sequential(*layers)

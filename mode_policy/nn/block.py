@@ -29,7 +29,8 @@ class MoDEBlock(nn.Module):
 
     ``normed`` is what the authors' code does (the residual carries the *normed* stream) and what published
     checkpoints need; the paper (section 4) writes the noise as added to the tokens themselves and
-    has an ordinary residual around the experts. Where ``shared`` is given, that expert is always on with weight 1.
+    has an ordinary residual around the experts. Where ``shared`` is given, that expert is always on with
+    weight 1.
     """
 
     def __init__(

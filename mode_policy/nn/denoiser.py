@@ -139,4 +139,4 @@ class Denoiser(nn.Module):
             if goal_BG is None:
                 raise ValueError("these routers also look at the goal; pass goal_BG")
             noise_BD = noise_BD + self.goal_embedding(goal_BG)
-        return [block.router(noise_BD, noise_BD[:, None]) for block in self.blocks]  # type: ignore[operator, union-attr]
+        return [block.router(noise_BD, noise_BD[:, None]) for block in self.blocks]  # type: ignore[operator]

@@ -1,7 +1,8 @@
 """Expert banks: N feed-forward networks in stacked tensors.
 
 An `ExpertBank` maps tokens and a `Routing` to the weighted sum of the chosen experts. How the products are
-computed is the kernels' business (`mode_kernels`); other forms of experts plug in by implementing the protocol.
+computed is the kernels' business (`mode_kernels`); other forms of experts plug in by implementing the
+protocol.
 
 Legend: B batch, S sequence, D width, H hidden width, E = 2H, N experts, R routed rows, K active experts.
 """

@@ -41,7 +41,7 @@ class _RMSNorm(torch.autograd.Function):
         return unit * gain
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         unit, rms, gain = ctx.saved_tensors
         dgain = (grad * unit).sum_to_size(gain.shape)
         dunit = grad * gain

@@ -57,8 +57,8 @@ class ConditionRouter(nn.Module):
     """MoDE's router: the noise embedding alone decides, once for each sample and layer.
 
     Training draws K experts without replacement from the softmax, evaluation takes the K most probable.
-    The authors' code draws anew for every token; as all tokens of a sample share one noise level, we draw once
-    for the sample, so that its tokens stay together in one matrix product.
+    The authors' code draws anew for every token; as all tokens of a sample share one noise level, we draw
+    once for the sample, so that its tokens stay together in one matrix product.
 
     Args:
         dim: width D of the condition.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -40,26 +40,26 @@ class TrainerConfig:
         wandb: Weights & Biases project, or None.
     """
 
-    steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(512, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
+    steps: Annotated[int | None, Field(ge=1)] = None
+    minutes: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int, Field(ge=1)] = 512
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = Field(0.02, ge=0, lt=1)
-    hold: float = Field(0.08, ge=0, lt=1)
-    grad_clip: float = Field(1.0, gt=0)
-    ema_power: float = Field(2 / 3, gt=0)
-    ema_max: float = Field(0.9999, ge=0, lt=1)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    hold: Annotated[float, Field(ge=0, lt=1)] = 0.08
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema_power: Annotated[float, Field(gt=0)] = 2 / 3
+    ema_max: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     freeze_routers: bool = False
     precision: Literal["auto", "float32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = False
-    log_every: int = Field(50, ge=1)
-    validate_every: int = Field(500, ge=1)
-    checkpoint_every: int = Field(1000, ge=1)
-    validation_batches: int = Field(4, ge=0)
-    divergence: float = Field(10.0, gt=1)
+    log_every: Annotated[int, Field(ge=1)] = 50
+    validate_every: Annotated[int, Field(ge=1)] = 500
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1000
+    validation_batches: Annotated[int, Field(ge=0)] = 4
+    divergence: Annotated[float, Field(gt=1)] = 10.0
     seed: int = 0
     tensorboard: bool = True
     wandb: str | None = None

@@ -18,7 +18,8 @@ def tri_stage(
     """Learning rate at ``step`` of ``total``: linear warm-up, hold, cosine to ``peak · final_scale``.
 
     The three-stage schedule of SpecAugment (arXiv 1904.08779) with a cosine, as the authors of MoDE use it.
-    ``warmup`` and ``hold`` are shares of ``total``. A run that stops by the clock passes its share of the time.
+    ``warmup`` and ``hold`` are shares of ``total``. A run that stops by the clock passes its share of the
+    time.
     """
     warmup_end, hold_end = total * warmup, total * (warmup + hold)
     if step < warmup_end:

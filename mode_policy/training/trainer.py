@@ -1,6 +1,7 @@
 """The training loop.
 
-All randomness of a step (data order, noise, dropout, routing) is a function of the seed and the step's number,
+All randomness of a step (data order, noise, dropout, routing) is a function of the seed and the step's
+number,
 so a run that was interrupted and resumed is, bounded by steps and on CPU, bitwise the run that was not.
 """
 
@@ -88,7 +89,7 @@ class Trainer:
         self.policy = policy.to(self.device).train()
         if config.freeze_routers:
             for block in self.policy.denoiser.blocks:
-                block.router.requires_grad_(False)  # type: ignore[union-attr]
+                block.router.requires_grad_(False)
         self.ema = copy.deepcopy(self.policy).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.weight_decay),
@@ -238,8 +239,8 @@ class Trainer:
     def validate(self) -> float:
         """Denoising loss of the averaged weights on the held-out windows.
 
-        Noise levels are the midpoints of equal shares of the training density and the noise is fixed, so that two
-        validations differ by the weights alone.
+        Noise levels are the midpoints of equal shares of the training density and the noise is fixed, so
+        that two validations differ by the weights alone.
         """
         generator = torch.Generator().manual_seed(self.config.seed)
         total, count = 0.0, 0
@@ -299,7 +300,10 @@ class Trainer:
         Raises:
             CheckpointError: if it is of another architecture, batch size, seed or number of processes.
         """
-        sources: tuple[tuple[Literal["ema", "raw"], MoDEPolicy], ...] = (("ema", self.ema), ("raw", self.policy))
+        sources: tuple[tuple[Literal["ema", "raw"], MoDEPolicy], ...] = (
+            ("ema", self.ema),
+            ("raw", self.policy),
+        )
         for weights, module in sources:
             load_strictly(module, load_policy(checkpoint, weights=weights).state_dict(), str(checkpoint))
         tensors, progress = load_training_state(checkpoint)
@@ -310,8 +314,8 @@ class Trainer:
         ):
             if progress[name] != own:
                 raise CheckpointError(
-                    f"{checkpoint} was trained with {name}={progress[name]}, this run has {own}; an exact resume "
-                    f"needs the same {name}"
+                    f"{checkpoint} was trained with {name}={progress[name]}, this run has {own}; an exact "
+                    f"resume needs the same {name}"
                 )
         load_optimizer_tensors(self.optimizer, tensors)
         self.step = progress["step"]
@@ -336,7 +340,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def parameter_groups(policy: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters into those that decay (matrices) and those that do not (norms, biases, positions)."""
-    decay, keep = [], []
+    decay: list[torch.nn.Parameter] = []
+    keep: list[torch.nn.Parameter] = []
     for name, p in policy.named_parameters():
         if p.requires_grad:
             matrix = p.ndim >= 2 and not name.endswith(("up_bias_NE", "position"))

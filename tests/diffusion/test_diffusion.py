@@ -1,5 +1,6 @@
 """Preconditioning, schedules and samplers: parity with the authors, and laws."""
 
+import itertools
 import math
 
 import pytest
@@ -100,7 +101,7 @@ def test_grids_decrease_to_zero(name, n):
     sigmas = grid(name, n, 0.001, 80.0)
     assert len(sigmas) == n + 1
     assert sigmas[-1] == 0.0
-    assert all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(sigmas))
 
 
 def test_preconditioning_laws():
@@ -153,7 +154,7 @@ def test_ddim_equals_its_closed_form():
     sigmas = exponential(10)
     x = torch.tensor([[[2.0]]], dtype=torch.float64)
     expected = x.clone()
-    for a, b in zip(sigmas, sigmas[1:], strict=False):
+    for a, b in itertools.pairwise(sigmas):
         shrink = deviation**2 / (deviation**2 + a**2)
         expected = expected * (b / a + (1 - b / a) * shrink) + (1 - b / a) * (1 - shrink) * mean
     y = SAMPLERS["ddim"](ideal_denoiser(mean, deviation), x, sigmas, pytest.fail)

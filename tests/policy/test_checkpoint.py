@@ -84,12 +84,12 @@ def test_damaged_description(saved):
 
 def test_a_folder_that_is_no_checkpoint_suggests_the_right_one(saved):
     (saved.parent / "last").symlink_to(saved.name)
-    with pytest.raises(CheckpointError, match="is no checkpoint.*did you mean .*checkpoints/last"):
+    with pytest.raises(CheckpointError, match=r"is no checkpoint.*did you mean .*checkpoints/last"):
         load_policy(saved.parents[1])
 
 
 def test_another_architecture_is_refused(saved):
-    """Weights of another network under this description: every difference is found, nothing is bent to fit."""
+    """Weights of another network under this description: each difference is found."""
     state = load_file(saved / "weights.safetensors")
     state["denoiser.out.weight"] = torch.zeros(5, 16)
     state["denoiser.extra"] = state.pop("denoiser.out.bias")

@@ -126,7 +126,7 @@ def test_episodes_do_not_depend_on_their_neighbours():
 
 def test_unknown_instruction_names_the_closest():
     with pytest.raises(
-        UnknownInstructionError, match="unknown instruction 'go lefft'. Did you mean 'go left'"
+        UnknownInstructionError, match=r"unknown instruction 'go lefft'. Did you mean 'go left'"
     ):
         PolicyRunner(toy.policy()).act([{STATE: np.zeros((1, 3), np.float32)}], ["go lefft"], [(0, 0)])
 

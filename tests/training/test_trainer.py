@@ -1,12 +1,6 @@
 """The training loop: it learns, resumes exactly, and stops when it should."""
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,15 +67,15 @@ def test_resuming_is_exact(tmp_path, dropout):
     }
     trainer(tmp_path / "whole", **extra).run()
 
-    class Interrupt(Exception):
+    class PowerCutError(Exception):
         pass
 
     def stop_at_nine(step):
         if step == 9:
-            raise Interrupt
+            raise PowerCutError
         return toy.batch(step)
 
-    with pytest.raises(Interrupt):
+    with pytest.raises(PowerCutError):
         trainer(tmp_path / "parts", stop_at_nine, **extra).run()
     second = trainer(tmp_path / "parts", **extra)
     second.resume(tmp_path / "parts" / "checkpoints" / "last")

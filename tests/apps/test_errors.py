@@ -1,0 +1,158 @@
+"""Bad input is answered before any long work starts, with the way out."""
+
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+
+from mode_policy.apps import train
+from mode_policy.apps.cli import compose, to_plain
+from mode_policy.apps.config import TrainConfig
+from mode_policy.apps.data import main as mode_data
+from mode_policy.config import build
+from mode_policy.errors import ConfigError, DataError, ModePolicyError
+from tests.apps.conftest import TINY, program
+
+
+def run(tmp_path, *overrides):
+    """What ``train.py`` does, in this process."""
+    cfg = compose("train", [*TINY, f"run_dir={tmp_path}/run", *overrides])
+    data = to_plain(cfg)
+    train.run(build(TrainConfig, data), tmp_path / "run", data)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=metaworld_mt01"], r"unknown task 'metaworld_mt01'. Did you mean 'metaworld_mt10'"),
+        (["model=tinny"], r"unknown model 'tinny'. Did you mean 'tiny'"),
+        (["trainer.minuts=3"], r"unknown override 'trainer.minuts'. Did you mean 'trainer.minutes'"),
+        (["tsk=pusht"], r"unknown override 'tsk'. Did you mean 'task'"),
+        (["trainer.minutes=[1"], r"cannot read 'trainer.minutes=\[1'"),
+    ],
+)
+def test_misspelt_overrides(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("train", overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.tasks=[reach-v2]", r"task 'reach-v2' is not in 'metaworld_mt10'. Did you mean 'reach-v3'"),
+        ("task.suite=metaworld_mt11", r"unknown suite 'metaworld_mt11'. Did you mean 'metaworld_mt10'"),
+        ("policy.language=minilm", r"unknown text encoder 'minilm'. Did you mean 'minilm-l6-v2'"),
+        ("policy.execute=11", r"policy: execute=11 actions of a chunk of 10"),
+        ("trainer.batch_size=0", r"trainer.batch_size: .*greater than or equal to 1 \(got 0\)"),
+        ("dataset.source=hub", r"dataset.source: .*'collect' or 'path'"),
+        ("policy.denoiser.num_heads=3", r"policy.denoiser: dim=16 is not a multiple of num_heads=3"),
+    ],
+)
+def test_values_that_cannot_be_used(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, override, f"dataset.path={tmp_path}/none.zarr")
+
+
+def test_a_program_prints_the_error_and_exits_with_2():
+    done = program("train", "task=push_t")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown task 'push_t'. Did you mean 'pusht'")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_store_says_how_to_get_it(tmp_path):
+    with pytest.raises(DataError, match=r"no demonstrations at .*none.zarr.*pusht.zip.*MODE_DATA_DIR"):
+        run(tmp_path, "task=pusht", "task.tasks=null", f"dataset.path={tmp_path}/none.zarr")
+
+
+def test_data_dir_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODE_DATA_DIR", str(tmp_path))
+    assert to_plain(compose("train", ["task=pusht"]))["dataset"]["path"].startswith(str(tmp_path))
+
+
+def damaged(tmp_path, store):
+    path = tmp_path / "damaged.zarr"
+    shutil.copytree(store, path)
+    return path
+
+
+def test_nan_actions_are_located(tmp_path, reach_store):
+    path = damaged(tmp_path, reach_store)
+    array = zarr.open_group(path, mode="r+")["data/action"]
+    actions = array[:]
+    actions[9, 2] = np.nan
+    array[:] = actions
+    with pytest.raises(DataError, match=r"action.*nan.*"):
+        run(tmp_path, "dataset.source=path", f"dataset.path={path}")
+
+
+def test_episode_ends_beyond_the_data(tmp_path, reach_store):
+    path = damaged(tmp_path, reach_store)
+    ends = zarr.open_group(path, mode="r+")["meta/episode_ends"]
+    ends[-1] = int(ends[-1]) + 100
+    with pytest.raises(DataError, match="episode_ends"):
+        run(tmp_path, "dataset.source=path", f"dataset.path={path}")
+
+
+def test_a_dataset_of_another_robot(tmp_path, reach_store):
+    """The dataset's states do not fit the environments in which the policy would be evaluated."""
+    with pytest.raises(ModePolicyError, match=r"\(39,\)|39"):
+        run(
+            tmp_path,
+            "task.suite=pusht",
+            "task.tasks=null",
+            "dataset.source=path",
+            f"dataset.path={reach_store}",
+        )
+
+
+def test_another_text_encoder(tmp_path, reach_store):
+    with pytest.raises(DataError, match=r"embedded by 'minilm-l6-v2', the policy uses 'clip-vit-b32'"):
+        run(tmp_path, "policy.language=clip-vit-b32", "dataset.source=path", f"dataset.path={reach_store}")
+
+
+def test_rollouts_never_start_where_demonstrations_did(tmp_path):
+    with pytest.raises(DataError, match=r"initial states of the demonstrations.*change evaluation.seed"):
+        run(
+            tmp_path,
+            f"dataset.path={tmp_path}/demos.zarr",
+            "dataset.episodes=2",
+            "evaluation.episodes=1",
+            "evaluation.seed=0",
+            "trainer.steps=1",
+        )
+
+
+def test_resuming_nothing(tmp_path):
+    done = program("train", f"resume={tmp_path}/none")
+    assert done.returncode == 2
+    assert "nothing to resume" in done.stderr
+
+
+def test_mode_data(tmp_path, capsys, reach_store):
+    mode_data(["list", str(reach_store.parent)])
+    assert "reach.zarr" in capsys.readouterr().out
+    mode_data(["info", str(reach_store)])
+    output = capsys.readouterr().out
+    assert "observation.state" in output
+    assert "reach-v3" in output
+    for arguments, message in (
+        (["list", str(tmp_path / "none")], "there is no folder"),
+        (["info", str(tmp_path / "none.zarr")], "none.zarr"),
+        (["collect", "pusht"], "has no scripted experts"),
+        (["collect", "metaworld_mt1"], "Did you mean 'metaworld_mt10'"),
+        (["collect", "metaworld_mt10", "episods=3"], "Did you mean 'dataset.episodes'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            mode_data(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err.replace("\n", "")
+
+
+def test_mode_data_collects(tmp_path, capsys):
+    mode_data(["collect", "metaworld_mt10", "episodes=1", f"path={tmp_path}/ten.zarr", "noise=0.1"])
+    assert "collected  10 demonstrations" in capsys.readouterr().out
+    before = (tmp_path / "ten.zarr" / "zarr.json").read_bytes()
+    mode_data(["collect", "metaworld_mt10", "episodes=1", f"path={tmp_path}/ten.zarr", "noise=0.1"])
+    assert (tmp_path / "ten.zarr" / "zarr.json").read_bytes() == before, "an equal store is used again"
