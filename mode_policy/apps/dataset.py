@@ -58,8 +58,11 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
         DataError: if they are absent or damaged, or were embedded by another text encoder.
     """
     path = Path(config.path).expanduser()
-    if config.source == "collect" and not (path.exists() and _reusable(path, config, task)):
-        collect_store(path, config, task, language)
+    if config.source == "collect":
+        if path.exists():
+            _check_recipe(path, config, task)
+        else:
+            collect_store(path, config, task, language)
     store = open_store(path, store_layout(config, task)) if path.exists() else _absent(path, config)
     if language is not None and store.instruction_table is None:
         store = store.with_instructions(embed_instructions([t.instruction for t in store.tasks], language))
@@ -104,16 +107,22 @@ def _recipe(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
     return f"scripted experts: {made} tasks={names}"
 
 
-def _reusable(path: Path, config: DatasetConfig, task: TaskConfig) -> bool:
-    found = open_store(path).provenance.source
-    wanted = _recipe(config, env_tasks(task))
+def _check_recipe(path: Path, config: DatasetConfig, task: TaskConfig) -> None:
+    """Hold a store that is already there to what would be collected; it is never replaced.
+
+    Raises:
+        DataError: if it was made otherwise.
+    """
+    found, wanted = open_store(path).provenance.source, _recipe(config, env_tasks(task))
     if found != wanted:
-        console.print(f"dataset    {path} was made by another recipe ({found}); collecting anew")
-    return found == wanted
+        raise DataError(
+            f"{path} holds other demonstrations than asked for (there: {found}; wanted: {wanted}). Train on "
+            "what is there with dataset.source=path, collect elsewhere with dataset.path=…, or delete it"
+        )
 
 
 def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language: str | None) -> None:
-    """Collect demonstrations of scripted experts into a new store, replacing one of another recipe."""
+    """Collect demonstrations of scripted experts into a new store."""
     from mode_envs import features
     from mode_envs.collect import collect
 
@@ -126,7 +135,7 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
     )
     described = features(tasks[0].env_id)
     with (
-        StoreWriter(path, described, control_rate(tasks[0]), provenance, overwrite=True) as writer,
+        StoreWriter(path, described, control_rate(tasks[0]), provenance) as writer,
         bar("collecting", "demonstrations") as progress,
     ):
         collection = collect(

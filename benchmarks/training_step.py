@@ -1,0 +1,144 @@
+"""Time of a training step: forward, backward, AdamW.
+
+    uv run benchmarks/training_step.py                        our denoiser
+    uv run benchmarks/training_step.py --authors FOLDER       beside the authors' code, in turns, in one run
+
+``FOLDER`` is a checkout of the authors' repository; its network is imported from there, trained with AdamW as
+they do, and compared at the same sizes on the same random data. Both run without dropout. Writes a
+record to ``benchmarks/results/`` with ``--record``.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
+
+import torch  # noqa: E402
+from _record import write_record  # noqa: E402
+
+from mode_policy.config import DenoiserConfig, build  # noqa: E402
+from mode_policy.nn.denoiser import Denoiser  # noqa: E402
+from mode_policy.nn.router import load_balancing_loss  # noqa: E402
+
+SIZES = {
+    "width 64, 4 layers, batch 128": (64, 4, 4, 128),
+    "width 256, 6 layers, batch 64": (256, 6, 8, 64),
+}
+STATE, GOAL, ACTION, CHUNK = 39, 384, 4, 10
+
+
+def data(batch: int, device: str) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    actions = (batch, CHUNK, ACTION)
+    shapes = (actions, (batch, 1, STATE), (batch, GOAL), actions)
+    sigma = torch.rand(batch, generator=g) + 0.1
+    return (*(torch.randn(s, generator=g).to(device) for s in shapes), sigma.to(device))
+
+
+def our_step(dim: int, layers: int, heads: int, batch: int, device: str) -> Callable[[], None]:
+    x, state, goal, target, sigma = data(batch, device)
+    config = build(DenoiserConfig, {"dim": dim, "num_layers": layers, "num_heads": heads})
+    model = (
+        Denoiser(config, token_dim=STATE, goal_dim=GOAL, action_dim=ACTION, chunk=CHUNK).to(device).train()
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        prediction, routings = model(x, sigma, state, goal)
+        ((prediction - target).square().mean() + 0.01 * load_balancing_loss(routings)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def authors_step(
+    folder: Path, dim: int, layers: int, heads: int, batch: int, device: str
+) -> Callable[[], None]:
+    spec = importlib.util.spec_from_file_location("authors", folder / "mode/models/networks/modedit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    x, state, goal, target, sigma = data(batch, device)
+    model = module.MoDeDiT(
+        obs_dim=STATE,
+        goal_dim=GOAL,
+        device=device,
+        goal_conditioned=True,
+        action_dim=ACTION,
+        embed_dim=dim,
+        embed_pdrob=0,
+        attn_pdrop=0,
+        mlp_pdrop=0,
+        goal_drop=0,
+        n_layers=layers,
+        n_heads=heads,
+        goal_seq_len=1,
+        obs_seq_len=1,
+        action_seq_len=CHUNK,
+        state_dim=9,
+    )
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        prediction = model({"state_images": state}, x, goal[:, None], sigma)
+        ((prediction - target).square().mean() + 0.01 * model.load_balancing_loss()).backward()
+        optimizer.step()
+
+    return step
+
+
+def timed(step: Callable[[], None], device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--authors", type=Path, help="checkout of the authors' repository")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    rows = []
+    for name, size in SIZES.items():
+        steps = {"ours": our_step(*size, arguments.device)}
+        if arguments.authors:
+            steps["authors"] = authors_step(arguments.authors, *size, arguments.device)
+        times: dict[str, list[float]] = {k: [] for k in steps}
+        for i in range(arguments.steps + 3):
+            for who, step in steps.items():
+                seconds = timed(step, arguments.device)
+                if i >= 3:
+                    times[who].append(seconds)
+        row = {"size": name} | {
+            f"{who}_{label}_ms": round(1e3 * value, 2)
+            for who, seconds in times.items()
+            for label, value in (("p50", statistics.median(seconds)), ("min", min(seconds)))
+        }
+        if arguments.authors:
+            row["ratio_p50"] = round(
+                statistics.median(times["authors"]) / statistics.median(times["ours"]), 2
+            )
+            row["ratio_min"] = round(min(times["authors"]) / min(times["ours"]), 2)
+        rows.append(row)
+        print(row, flush=True)
+    if arguments.record:
+        print(write_record("training_step", rows, {"steps": arguments.steps, "device": arguments.device}))
+
+
+if __name__ == "__main__":
+    main()
