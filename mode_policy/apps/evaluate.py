@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mode_policy.apps.config import EvaluateConfig, TaskConfig
 from mode_policy.apps.dataset import env_tasks
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.checkpoint import load_policy, read_description
-from mode_policy.config import PolicyConfig, build, to_dict
+from mode_policy.config import SamplerConfig, build, to_dict
 from mode_policy.errors import ConfigError
 
 
@@ -29,10 +30,9 @@ def main(data: dict[str, Any]) -> None:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = load_policy(checkpoint, weights=config.weights, device=device)
-    if config.sampler:
-        merged = to_dict(policy.config)
-        merged["sampler"] |= config.sampler
-        policy.config = build(PolicyConfig, merged, "policy")
+    changes = {k: v for k, v in config.sampler.items() if v is not None}
+    sampler = build(SamplerConfig, to_dict(policy.config.sampler) | changes, "sampler")
+    policy.config = replace(policy.config, sampler=sampler)
     if config.execute is not None and config.execute > policy.config.chunk:
         raise ConfigError(
             f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}"

@@ -12,6 +12,9 @@ from torch import Tensor
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.types import InstructionTable
 
+#: The paper's text encoder on the hub.
+CLIP = "openai/clip-vit-base-patch32"
+
 Embed = Callable[[str], Tensor]
 
 
@@ -44,13 +47,12 @@ def clip() -> Embed:
     """CLIP ViT-B/32 text features, the paper's goal encoder; ``(1, 512)``. Weights from the hub."""
     from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast
 
-    name = "openai/clip-vit-base-patch32"
     try:
-        model = CLIPTextModelWithProjection.from_pretrained(name).eval()
-        tokenizer = CLIPTokenizerFast.from_pretrained(name)
+        model = CLIPTextModelWithProjection.from_pretrained(CLIP).eval()
+        tokenizer = CLIPTokenizerFast.from_pretrained(CLIP)
     except OSError as error:
         raise ConfigError(
-            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({name}); connect once so "
+            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({CLIP}); connect once so "
             "that it is cached, or use policy.language=minilm-l6-v2, which needs no download"
         ) from error
 

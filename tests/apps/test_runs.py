@@ -98,11 +98,11 @@ def test_evaluate_accepts_other_samplers_and_refuses_bad_ones(trained):
         "videos=0",
         "device=cpu",
     )
-    done = program("evaluate", *common, "+sampler.steps=2", f"output={folder}/two")
+    done = program("evaluate", *common, "sampler.steps=2", f"output={folder}/two")
     assert done.returncode == 0, done.stderr
     settings = json.loads((folder / "two" / "evaluation.json").read_text())["settings"]
     assert settings["denoising_steps"] == 2
-    bad = program("evaluate", *common, "+sampler.name=dimm")
+    bad = program("evaluate", *common, "sampler.name=dimm")
     assert bad.returncode == 2
     assert "unknown sampler 'dimm'. Did you mean 'ddim'" in bad.stderr
 
