@@ -21,7 +21,8 @@ from rich.console import Console
 
 from mode_policy.errors import ConfigError, ModePolicyError, did_you_mean
 
-CONF = "mode_policy.conf"
+#: Where each program's configuration lives.
+CONF = {"train": "mode_policy.conf", "evaluate": "mode_policy.conf.evaluate"}
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -43,9 +44,10 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
                     compose(config_name, arguments.overrides)
                 decorated()
 
-        @hydra.main(version_base=None, config_path=f"pkg://{CONF}", config_name=config_name)
+        @hydra.main(version_base=None, config_path=f"pkg://{CONF[config_name]}", config_name=config_name)
         def decorated(cfg: DictConfig) -> None:
-            run(to_plain(cfg))
+            with exit_codes():
+                run(to_plain(cfg))
 
         return main
 
@@ -92,7 +94,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_module(CONF, version_base=None):
+        with hydra.initialize_config_module(CONF[config_name], version_base=None):
             return hydra.compose(config_name, overrides)
     except HydraException as error:
         raise ConfigError(_explain(config_name, overrides, error)) from None
@@ -100,7 +102,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 def _explain(config_name: str, overrides: list[str], error: HydraException) -> str:
     """Find the override that Hydra stumbled over and suggest the closest name."""
-    with hydra.initialize_config_module(CONF, version_base=None):
+    with hydra.initialize_config_module(CONF[config_name], version_base=None):
         loader = GlobalHydra.instance().config_loader()
         base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
     parser = OverridesParser.create()
@@ -111,7 +113,7 @@ def _explain(config_name: str, overrides: list[str], error: HydraException) -> s
             return f"cannot read {text!r}; overrides look like trainer.minutes=5 or task=pusht"
         key = override.key_or_group
         groups = loader.list_groups("")
-        if "." not in key and key in groups and config_name == "train":
+        if "." not in key and key in groups:
             options = loader.get_group_options(key)
             if isinstance(override.value(), str) and override.value() not in options:
                 return f"unknown {key} {override.value()!r}.{did_you_mean(str(override.value()), options)}"

@@ -80,17 +80,16 @@ def _collect(task: str, overrides: Sequence[str]) -> None:
 def _list(folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; name one, or set MODE_DATA_DIR")
-    table = Table("store", "demonstrations", "tasks", "steps", "size")
+    table = Table("store", "demonstrations", "tasks", "steps", "size", title=str(folder))
     for path in find_stores(folder):
+        name = str(path.relative_to(folder))
         size = f"{disk_usage(path) / 1e6:.1f} MB"
         try:
             store = open_store(path)
         except DataError as error:
-            table.add_row(str(path), str(error), "", "", size)
+            table.add_row(name, str(error), "", "", size)
         else:
-            table.add_row(
-                str(path), str(store.num_episodes), str(len(store.tasks)), str(store.num_steps), size
-            )
+            table.add_row(name, str(store.num_episodes), str(len(store.tasks)), str(store.num_steps), size)
     console.print(
         table
         if table.row_count

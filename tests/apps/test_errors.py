@@ -25,7 +25,7 @@ def run(tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=metaworld_mt01"], r"unknown task 'metaworld_mt01'. Did you mean 'metaworld_mt10'"),
+        (["task=metaworld_10"], r"unknown task 'metaworld_10'. Did you mean 'metaworld_mt10'"),
         (["model=tinny"], r"unknown model 'tinny'. Did you mean 'tiny'"),
         (["trainer.minuts=3"], r"unknown override 'trainer.minuts'. Did you mean 'trainer.minutes'"),
         (["tsk=pusht"], r"unknown override 'tsk'. Did you mean 'task'"),

@@ -1,0 +1,1 @@
+"""Configuration of evaluation, apart from the training groups: here ``task`` is a plain value."""
