@@ -36,19 +36,37 @@ def existing_parent(path: Path) -> Path:
     return next(p for p in [path, *path.parents] if p.exists())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a path to write to; on success the file there becomes ``path``, on any error it is removed.
+
+    The temporary file is a hidden neighbour of ``path`` (a rename is atomic only within a file system) and
+    keeps its suffix (encoders choose the format by it). Missing parent folders are made.
+
+    Raises:
+        ModePolicyError: if the disk is full.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     with explain_full_disk(path):
         try:
-            with partial.open("w") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
+            yield partial
+            _sync(partial)  # the data must be on disk before the name points to it
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as f:
+        os.fsync(f.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -74,8 +92,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as f:
-                        os.fsync(f.fileno())
+                    _sync(file)
             os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

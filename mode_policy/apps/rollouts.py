@@ -35,7 +35,6 @@ from mode_policy.evaluation import (
     write_video,
 )
 from mode_policy.evaluation.runner import PolicyRunner
-from mode_policy.files import explain_full_disk
 from mode_policy.policy import MoDEPolicy
 
 
@@ -97,18 +96,17 @@ def evaluate_policy(
         **settings,
     }
     evaluation = Evaluation.from_records(records, [t.task for t in tasks], settings)
-    with explain_full_disk(folder):
-        evaluation.write(folder / "evaluation.json")
-        write_report(
-            folder / "report.html",
-            title=f"MoDE on {settings.get('task', 'tasks')}",
-            evaluation=evaluation,
-            metrics=metrics,
-            expert_usage=usage(policy),
-            settings=configuration,
-            videos=episode_videos(evaluation, folder),
-            training_summary=training_summary,
-        )
+    evaluation.write(folder / "evaluation.json")
+    write_report(
+        folder / "report.html",
+        title=f"MoDE on {settings.get('task', 'tasks')}",
+        evaluation=evaluation,
+        metrics=metrics,
+        expert_usage=usage(policy),
+        settings=configuration,
+        videos=episode_videos(evaluation, folder),
+        training_summary=training_summary,
+    )
     return evaluation
 
 

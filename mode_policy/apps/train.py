@@ -134,11 +134,11 @@ def _shown(summary: TrainingSummary, demonstrations: int, policy: MoDEPolicy) ->
     """The training in a few figures, for the report."""
     return {
         "demonstrations": demonstrations,
-        "parameters": sum(p.numel() for p in policy.parameters()),
+        "parameters": f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M",
         "steps": summary.steps,
-        "seconds": round(summary.seconds, 1),
-        "samples_per_second": round(summary.samples_per_second),
-        "loss": summary.loss,
-        "validation_loss": summary.validation_loss,
+        "minutes": round(summary.seconds / 60, 1),
+        "samples per second": round(summary.samples_per_second),
+        "loss": round(summary.loss, 4),
+        "validation loss": None if summary.validation_loss is None else round(summary.validation_loss, 4),
         "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else "CPU",
     }

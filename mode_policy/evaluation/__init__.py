@@ -5,7 +5,6 @@ from mode_policy.evaluation.plots import (
     ExpertUsage,
     expert_usage,
     learning_curves,
-    read_metrics,
     success_plot,
     svg,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "expert_usage",
     "learning_curves",
     "mark_outcome",
-    "read_metrics",
     "success_plot",
     "svg",
     "wilson",

@@ -6,13 +6,11 @@ and Ito's, which every kind of colour vision tells apart; heat maps run from whi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from io import StringIO
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -206,24 +204,6 @@ def svg(figure: Figure, label: str) -> str:
     root, rest = text.split(">", 1)
     root = re.sub(r' (?:width|height|version)="[^"]*"', "", root)
     return f'{root} role="img" aria-label="{escape(label)}">{rest}'.strip()
-
-
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """Read training's JSON lines; an unfinished last line, which a killed run leaves, is passed over.
-
-    Raises:
-        ValueError: naming file and line, if another line is not JSON.
-        OSError: if the file cannot be read.
-    """
-    records = []
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-    return records
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

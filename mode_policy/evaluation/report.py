@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from mode_policy.evaluation import plots
-from mode_policy.evaluation.files import replacing
 from mode_policy.evaluation.plots import ExpertUsage
 from mode_policy.evaluation.results import Evaluation
 from mode_policy.evaluation.style import CSS
+from mode_policy.files import replacing
 
 VIDEO_BUDGET = 24_000_000  # bytes of video that a report embeds; browsers stay quick and mail accepts it
 

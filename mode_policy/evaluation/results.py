@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mode_policy.errors import did_you_mean
-from mode_policy.evaluation.files import replacing
 from mode_policy.evaluation.records import EpisodeRecord, ResultsError, TaskResult
+from mode_policy.files import replacing
 from mode_policy.types import Task
 
 FORMAT = 1

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mode_policy.errors import ModePolicyError
-from mode_policy.evaluation.files import replacing
+from mode_policy.files import replacing
 
 # Okabe and Ito's bluish green and vermilion: distinct for every kind of colour vision.
 SUCCESS_RGB = (0, 158, 115)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mode_policy.errors import ConfigError
+from mode_policy.errors import ConfigError, DataError
+from mode_policy.files import explain_full_disk, write_text
 
 
 class MetricsLog:
@@ -33,7 +34,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         kept = [r for r in read_metrics(self.path) if keep_steps is not None and r["step"] <= keep_steps]
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         self._writer: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -51,7 +52,7 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append a record; it must hold ``step``."""
-        with self.path.open("a") as f:
+        with explain_full_disk(self.path), self.path.open("a") as f:
             f.write(json.dumps(dict(record)) + "\n")
         step = int(record["step"])
         if self._writer is not None:
@@ -69,13 +70,19 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read ``metrics.jsonl``; a last line that a crash cut short is left out."""
+    """Read ``metrics.jsonl``; an unfinished last line, which a killed run leaves, is passed over.
+
+    Raises:
+        DataError: naming file and line, if another line is not JSON.
+    """
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise DataError(f"{path}, line {number} is not JSON: {error}; delete that line") from error
     return records

@@ -168,10 +168,15 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, reach_store):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
+        # A test run in the background inherits an ignored SIGINT, which Python respects.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for_checkpoint(process, tmp_path / "run")
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    try:
+        wait_for_checkpoint(process, tmp_path / "run")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert f"continue with: uv run train.py resume={tmp_path}/run" in output
     assert "Traceback" not in errors

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -12,7 +11,6 @@ from mode_policy.evaluation import (
     Evaluation,
     expert_usage,
     learning_curves,
-    read_metrics,
     success_plot,
     svg,
 )
@@ -108,12 +106,3 @@ def test_svg_is_valid_reproducible_and_leaves_no_trace(evaluation: Evaluation) -
     assert root.get("viewBox")
     assert root.get("width") is None
     assert "reach" in "".join(root.itertext())
-
-
-def test_metrics_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        read_metrics(path)

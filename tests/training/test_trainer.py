@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
-from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
+from mode_policy.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from mode_policy.training.config import TrainerConfig
 from mode_policy.training.metrics import MetricsLog, read_metrics
 from mode_policy.training.trainer import Trainer, parameter_groups
@@ -161,6 +161,9 @@ def test_metrics_survive_a_cut_last_line(tmp_path):
         f.write('{"step": 2, "lo')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     assert list((tmp_path / "tensorboard").iterdir())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
