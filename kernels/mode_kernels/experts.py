@@ -61,6 +61,7 @@ def _groups(expert_RK: Tensor, num_experts: int) -> list[tuple[int, Tensor, Tens
 
 class _GroupedExperts(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(
         ctx: Any,
         x_RSD: Tensor,
@@ -88,6 +89,7 @@ class _GroupedExperts(torch.autograd.Function):
         return out_RSD
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad_RSD: Tensor) -> tuple[Tensor | None, ...]:
         weight_RK, up_weight_NED, down_weight_NDH, *saved = ctx.saved_tensors
         grad_RSD = grad_RSD.contiguous()

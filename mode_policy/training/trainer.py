@@ -1,34 +1,38 @@
 """The training loop.
 
-All randomness of a step (data order, noise, dropout, routing) is a function of the seed and the step's
-number,
-so a run that was interrupted and resumed is, bounded by steps and on CPU, bitwise the run that was not.
+All randomness of a step (data order, noise, dropout, routing) is a function of the seed and its number;
+a run that was interrupted and resumed is, bounded by steps and on CPU, bitwise the run that was not.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
-from torch import Tensor
 
 from mode_policy.checkpoint import load_policy, load_strictly, load_training_state, save_checkpoint
+from mode_policy.config import to_dict
 from mode_policy.diffusion.schedules import sigma_of_uniform
-from mode_policy.errors import CheckpointError, TrainingDivergedError
-from mode_policy.files import link_atomically
+from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
+from mode_policy.files import link_atomically, replacing
 from mode_policy.nn.router import expert_shares
+from mode_policy.normalization import statistics_to_json
 from mode_policy.policy import MoDEPolicy, PolicyLoss
 from mode_policy.training.config import TrainerConfig
-from mode_policy.training.metrics import MetricsLog
+from mode_policy.training.interrupt import DeferredInterrupt
+from mode_policy.training.metrics import MetricsLog, read_metrics
+from mode_policy.training.optimizer import load_optimizer_tensors, optimizer_tensors, parameter_groups
 from mode_policy.training.schedule import ema_decay, tri_stage
 from mode_policy.types import Batch
 
@@ -104,16 +108,15 @@ class Trainer:
         self.seconds = 0.0
         self.first_loss: float | None = None
         self.best: tuple[float, int] | None = None
-        self.newest_validation: float | None = None
-
-    # --- the run ------------------------------------------------------------------------------------------
+        self.validation_loss: float | None = None
+        self.validated_step = -1
 
     def run(self) -> TrainingSummary:
         """Train until steps or minutes are used up.
 
         Raises:
             TrainingDivergedError: if the loss is not finite or explodes; the batch has been saved.
-            KeyboardInterrupt: after a checkpoint was written.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step is done and a checkpoint is written.
         """
         log = MetricsLog(
             self.folder,
@@ -122,48 +125,57 @@ class Trainer:
             config=asdict(self.config) | self.about,
             keep_steps=self.step or None,
         )
-        started = time.perf_counter() - self.seconds
-        rate = math.nan
-        losses: list[PolicyLoss] = []
-        mark = (self.step, time.perf_counter())
-        mean = math.nan
         try:
-            while (share := self._share()) < 1:
-                losses.append(self._train_step(share))
-                self.seconds = time.perf_counter() - started
-                done = self._share() >= 1
-                if done or self.step % self.config.log_every == 0:
-                    record = self._record(losses, share)
-                    self._stop_if_diverged([float(x.denoising) for x in losses])
-                    mean = record["loss"]
-                    rate = (self.step - mark[0]) * self.config.batch_size / (time.perf_counter() - mark[1])
-                    record |= {"seconds": self.seconds, "samples_per_second": rate}
-                    if self.validation and (done or self.step % self.config.validate_every == 0):
-                        record["validation_loss"] = self.validate()
-                    if self.accelerator.is_main_process:
-                        log.write(record)
-                    if self.progress is not None:
-                        self.progress(self._share(), record)
-                    losses.clear()
-                    mark = (self.step, time.perf_counter())
-                if done or self.step % self.config.checkpoint_every == 0:
-                    self.save()
-                self.seconds = time.perf_counter() - started
-        except KeyboardInterrupt:
-            self.save()
-            raise
+            with DeferredInterrupt() as interrupt:
+                self._loop(log, interrupt)
         finally:
             log.close()
         checkpoints = self.folder / "checkpoints"
+        losses = [r["loss"] for r in read_metrics(log.path) if "loss" in r]
         return TrainingSummary(
             steps=self.step,
             seconds=self.seconds,
-            samples_per_second=rate,
-            loss=mean,
-            validation_loss=self.newest_validation,
+            samples_per_second=self.step * self.config.batch_size / max(self.seconds, 1e-9),
+            loss=losses[-1] if losses else math.nan,
+            validation_loss=self.validation_loss,
             checkpoint=checkpoints / "last",
             best_checkpoint=checkpoints / "best" if self.best is not None else None,
         )
+
+    def _loop(self, log: MetricsLog, interrupt: DeferredInterrupt) -> None:
+        started = time.perf_counter() - self.seconds
+        losses: list[PolicyLoss] = []  # of the steps since the last record
+        mark = time.perf_counter()
+        while (share := self._share()) < 1:
+            losses.append(self._train_step(share))
+            self.seconds = time.perf_counter() - started
+            ends = self._share() >= 1 or interrupt.requested
+
+            def due(every: int, ends: bool = ends) -> bool:
+                return ends or self.step % every == 0
+
+            record: dict[str, float] = {}
+            if due(self.config.log_every):
+                self._stop_if_diverged(losses)
+                rate = len(losses) * self.config.batch_size / (time.perf_counter() - mark)
+                record = self._record(losses, share) | {"samples_per_second": rate}
+                losses = []
+            if self.validation and due(self.config.validate_every):
+                record["validation_loss"] = self.validate()
+            if record:
+                record |= {"step": self.step, "seconds": self.seconds}
+                if self.accelerator.is_main_process:
+                    log.write(record)
+                if self.progress is not None:
+                    self.progress(self._share(), record)
+            if due(self.config.checkpoint_every):
+                self._stop_if_diverged(losses)
+                self.save()
+            if not losses:
+                mark = time.perf_counter()
+            self.seconds = time.perf_counter() - started
+            if interrupt.requested:
+                raise KeyboardInterrupt
 
     def _share(self) -> float:
         """Finished share of the run, by steps or by the clock."""
@@ -200,7 +212,6 @@ class Trainer:
         shares_LN = torch.stack([expert_shares(x.routings) for x in losses]).mean(0)
         active = losses[0].routings[0].expert_RK.shape[1]
         return {
-            "step": self.step,
             "loss": torch.stack([x.denoising for x in losses]).mean().item(),
             "load_balance": torch.stack([x.load_balance for x in losses]).mean().item(),
             "expert_share_min": (shares_LN.min() / active).item(),
@@ -209,22 +220,28 @@ class Trainer:
             * tri_stage(share, 1.0, warmup=self.config.warmup, hold=self.config.hold),
         }
 
-    def _stop_if_diverged(self, losses: list[float]) -> None:
-        if self.first_loss is None:
+    def _stop_if_diverged(self, recent: Sequence[PolicyLoss]) -> None:
+        losses = [float(x.denoising) for x in recent]
+        if self.first_loss is None and losses:
             self.first_loss = losses[0]
-        limit = self.config.divergence * max(self.first_loss, 1.0)
+        limit = self.config.divergence * max(self.first_loss or 0.0, 1.0)
         bad = [i for i, x in enumerate(losses) if not x <= limit]
-        if not bad:
+        finite = all(bool(p.isfinite().all()) for p in self.policy.parameters())
+        if not bad and finite:
             return
-        step = self.step - len(losses) + bad[0]
+        at = bad[0] if bad else len(losses) - 1
+        step = self.step - len(losses) + at
         path = self.folder / f"bad_batch_step_{step}.safetensors"
         batch = self.batch(step)
         tensors = {"actions": batch.actions, "action_is_pad": batch.action_is_pad, **batch.observation.states}
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, path)
+        if batch.observation.instruction is not None:
+            tensors["instruction"] = batch.observation.instruction
+        with replacing(path) as partial:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, partial)
         kept = self.folder / "checkpoints" / "last"
+        what = f"the loss became {losses[at]:.4g}" if bad else "the weights became non-finite"
         raise TrainingDivergedError(
-            f"the loss became {losses[bad[0]]:.4g} at step {step} (it began at {self.first_loss:.4g}). "
-            f"The batch is in {path}; "
+            f"{what} at step {step} (the loss began at {self.first_loss:.4g}). The batch is in {path}; "
             + (
                 f"the last good checkpoint is {kept}. "
                 if kept.exists()
@@ -232,8 +249,6 @@ class Trainer:
             )
             + "Look at the batch for outliers, lower trainer.learning_rate or trainer.grad_clip."
         )
-
-    # --- validation and checkpoints -----------------------------------------------------------------------
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -254,8 +269,8 @@ class Trainer:
                     batch.to(self.device), sigma=sigma.to(self.device), noise=noise.to(self.device)
                 )
             total, count = total + n * float(loss.denoising), count + n
-        self.newest_validation = total / count
-        return self.newest_validation
+        self.validation_loss, self.validated_step = total / count, self.step
+        return self.validation_loss
 
     def save(self) -> None:
         """Write a checkpoint, point ``last`` (and ``best``) at it, and drop those nothing points at."""
@@ -263,36 +278,34 @@ class Trainer:
             return
         folder = self.folder / "checkpoints"
         path = folder / f"step_{self.step:07d}"
-        improved = self.newest_validation is not None and (
-            self.best is None or self.newest_validation < self.best[0]
-        )
-        if improved and self.newest_validation is not None:
-            self.best = (self.newest_validation, self.step)
+        # Only a validation of these very weights says whether they are the best.
+        if self.validation_loss is not None and self.validated_step == self.step:
+            self.best = min(self.best or (math.inf, 0), (self.validation_loss, self.step))
         if not path.exists():
             save_checkpoint(
                 path,
                 self.ema,
                 self.policy.state_dict(),
-                about=self.about | {"step": self.step, "validation_loss": self.newest_validation},
-                optimizer=optimizer_tensors(self.optimizer),
+                about=self.about | {"step": self.step, "validation_loss": self.validation_loss},
+                optimizer=optimizer_tensors(self.optimizer, self.policy),
                 progress={
                     "step": self.step,
                     "seconds": self.seconds,
                     "first_loss": self.first_loss,
                     "best": self.best,
-                    "validation_loss": self.newest_validation,
+                    "validation_loss": self.validation_loss,
                     "seed": self.config.seed,
                     "batch_size": self.config.batch_size,
                     "world_size": self.accelerator.num_processes,
                 },
             )
         link_atomically(folder / "last", path)
-        if improved:
+        if self.best is not None and self.best[1] == self.step:
             link_atomically(folder / "best", path)
         keep = {(folder / name).resolve() for name in ("last", "best")}
         for old in folder.glob("step_*"):
             if old.resolve() not in keep:
-                remove_folder(old)
+                shutil.rmtree(old)
 
     def resume(self, checkpoint: Path) -> None:
         """Continue exactly where a checkpoint was written.
@@ -300,12 +313,10 @@ class Trainer:
         Raises:
             CheckpointError: if it is of another architecture, batch size, seed or number of processes.
         """
-        sources: tuple[tuple[Literal["ema", "raw"], MoDEPolicy], ...] = (
-            ("ema", self.ema),
-            ("raw", self.policy),
-        )
-        for weights, module in sources:
-            load_strictly(module, load_policy(checkpoint, weights=weights).state_dict(), str(checkpoint))
+        saved = load_policy(checkpoint)
+        check_same_policy(saved, self.policy, checkpoint)
+        load_strictly(self.ema, saved.state_dict(), str(checkpoint))
+        load_strictly(self.policy, load_policy(checkpoint, weights="raw").state_dict(), str(checkpoint))
         tensors, progress = load_training_state(checkpoint)
         for name, own in (
             ("seed", self.config.seed),
@@ -317,55 +328,54 @@ class Trainer:
                     f"{checkpoint} was trained with {name}={progress[name]}, this run has {own}; an exact "
                     f"resume needs the same {name}"
                 )
-        load_optimizer_tensors(self.optimizer, tensors)
+        load_optimizer_tensors(self.optimizer, self.policy, tensors)
         self.step = progress["step"]
         self.seconds = progress["seconds"]
         self.first_loss = progress["first_loss"]
         self.best = tuple(progress["best"]) if progress["best"] else None
-        self.newest_validation = progress["validation_loss"]
+        self.validation_loss = progress["validation_loss"]
+
+
+def check_same_policy(saved: MoDEPolicy, policy: MoDEPolicy, checkpoint: Path) -> None:
+    """Hold a policy to the one that a checkpoint continues; only the sampler may differ.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    ours, theirs = (flat(to_dict(replace(p.config, sampler=policy.config.sampler))) for p in (policy, saved))
+    differ = [f"{k}={theirs[k]}, now {ours[k]}" for k in ours if ours[k] != theirs[k]]
+    if saved.features != policy.features:
+        differ.append("the dataset's features")
+    elif statistics_to_json(saved.statistics) != statistics_to_json(policy.statistics):
+        differ.append("the dataset's statistics")
+    if differ:
+        shown = "; ".join(differ[:5])
+        raise CheckpointError(
+            f"{checkpoint} was made for another architecture or dataset: {shown}. "
+            "Undo the change or start a new run"
+        )
+
+
+def flat(data: dict[str, Any], prefix: str = "policy.") -> dict[str, Any]:
+    """Flatten nested configuration to dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _accelerator(config: TrainerConfig) -> Accelerator:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda, but torch finds no GPU; use trainer.device=cpu or auto")
     cuda = torch.cuda.is_available() and config.device != "cpu"
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
     )
+    # Accelerate remembers the first precision of a process; sweeps may ask for another.
+    AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(cpu=not cuda, mixed_precision="bf16" if bf16 else "no")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's global generators as a pure function of run, step and process."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
-
-
-def parameter_groups(policy: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those that decay (matrices) and those that do not (norms, biases, positions)."""
-    decay: list[torch.nn.Parameter] = []
-    keep: list[torch.nn.Parameter] = []
-    for name, p in policy.named_parameters():
-        if p.requires_grad:
-            matrix = p.ndim >= 2 and not name.endswith(("up_bias_NE", "position"))
-            (decay if matrix else keep).append(p)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten an optimizer's state into named tensors, for safetensors."""
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Invert `optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a checkpoint that nothing points at."""
-    import shutil
-
-    shutil.rmtree(path)

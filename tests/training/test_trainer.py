@@ -1,6 +1,8 @@
 """The training loop: it learns, resumes exactly, and stops when it should."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from mode_policy.config import build
 from mode_policy.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
 from mode_policy.training.config import TrainerConfig
 from mode_policy.training.metrics import MetricsLog, read_metrics
-from mode_policy.training.trainer import Trainer, parameter_groups
+from mode_policy.training.optimizer import parameter_groups
+from mode_policy.training.trainer import Trainer
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,96 @@ def test_a_resume_with_another_network_is_refused(tmp_path):
     other = trainer(tmp_path / "other", policy={"denoiser": {"dim": 32, "num_layers": 2, "num_heads": 2}})
     with pytest.raises(CheckpointError, match="another architecture"):
         other.resume(tmp_path / "checkpoints" / "last")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": {"normalize_action": "mean_std"}}, "policy.normalize_action=min_max, now mean_std"),
+        ({"policy": {"denoiser": {"dim": 16, "num_layers": 1, "num_heads": 2}}}, "num_layers=2, now 1"),
+        ({"freeze_routers": True}, "trained other parameters"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(tmp_path, change, message):
+    trainer(tmp_path).run()
+    with pytest.raises(CheckpointError, match=message):
+        trainer(tmp_path, **change).resume(tmp_path / "checkpoints" / "last")
+
+
+def test_another_sampler_does_not_matter_to_a_resume(tmp_path):
+    trainer(tmp_path).run()
+    trainer(tmp_path, policy={"sampler": {"steps": 3}}).resume(tmp_path / "checkpoints" / "last")
+
+
+def test_resuming_a_finished_run_ends_it_again(tmp_path):
+    first = trainer(tmp_path).run()
+    again = trainer(tmp_path)
+    again.resume(tmp_path / "checkpoints" / "last")
+    second = again.run()
+    assert (second.steps, second.loss, second.validation_loss) == (
+        first.steps,
+        first.loss,
+        first.validation_loss,
+    )
+    assert second.samples_per_second == pytest.approx(first.samples_per_second, rel=0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_step_and_resumes_exactly(tmp_path, number):
+    trainer(tmp_path / "whole").run()
+
+    def interrupted(step):
+        if step == 6:
+            os.kill(os.getpid(), number)
+        return toy.batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "parts", interrupted).run()
+    second = trainer(tmp_path / "parts")
+    second.resume(tmp_path / "parts" / "checkpoints" / "last")
+    assert second.step == 7
+    second.run()
+    for name in ("weights.safetensors", "weights_raw.safetensors"):
+        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+
+
+def test_bad_weights_are_never_saved(tmp_path):
+    """Checkpoints come between two records, where the loss has not been looked at yet."""
+
+    def poisoned(step):
+        batch = toy.batch(step)
+        return replace(batch, actions=batch.actions + math.nan) if step == 5 else batch
+
+    with pytest.raises(TrainingDivergedError, match="at step 5"):
+        trainer(tmp_path, poisoned, log_every=10, checkpoint_every=4, validate_every=10).run()
+    assert os.readlink(tmp_path / "checkpoints" / "last") == "step_0000004"
+    assert all(p.isfinite().all() for p in load_policy(tmp_path / "checkpoints" / "last").parameters())
+
+
+def test_validation_and_records_keep_their_own_time(tmp_path):
+    trainer(tmp_path, steps=12, log_every=4, validate_every=6, checkpoint_every=5).run()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in records if "validation_loss" in r] == [6, 12]
+    assert [r["step"] for r in records if "loss" in r] == [4, 8, 12]
+
+
+def test_bf16_trains_on_a_cpu(tmp_path):
+    summary = trainer(tmp_path, precision="bf16").run()
+    assert math.isfinite(summary.loss)
+    assert {v.dtype for v in weights(tmp_path).values()} == {torch.float32}
+
+
+def test_precision_may_change_within_a_process(tmp_path):
+    for precision in ("float32", "bf16", "float32"):
+        trainer(tmp_path / precision, precision=precision, steps=1).run()
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        trainer(tmp_path, device="cuda")
 
 
 @pytest.mark.parametrize("kind", ["nan", "exploding"])
