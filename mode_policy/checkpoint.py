@@ -3,11 +3,11 @@
 ::
 
     checkpoint/
-      checkpoint.json            format, config, features, statistics, instructions, versions, SHA-256 of
-      the files weights.safetensors        averaged (EMA) weights: the ones to use
-      weights_raw.safetensors    weights as the optimizer left them
-      instructions.safetensors   embeddings of the known instructions
-      training/                  optimizer and progress, for an exact resume; may be deleted
+      checkpoint.json           format, config, features, statistics, instructions, versions, SHA-256 of files
+      weights.safetensors       averaged (EMA) weights: the ones to use
+      weights_raw.safetensors   weights as the optimizer left them
+      instructions.safetensors  embeddings of the known instructions
+      training/                 optimizer and progress, for an exact resume; may be deleted
 
 Folders are written beside their final name and renamed, so a checkpoint is whole or absent.
 """
@@ -87,6 +87,7 @@ def save_checkpoint(
             (folder / OPTIMIZER).parent.mkdir()
             _save(optimizer, folder / OPTIMIZER)
             write_json(folder / PROGRESS, dict(progress or {}))
+            files += [OPTIMIZER, PROGRESS]
         description = {
             "format": FORMAT,
             "config": to_dict(policy.config),
@@ -124,6 +125,9 @@ def read_description(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
         data: dict[str, Any] = json.loads(file.read_text())
+        needed = ("config", "features", "statistics", "instructions", "about", "sha256")
+        if missing := [key for key in needed if key not in data]:
+            raise KeyError(f"no {', '.join(missing)}")
         if data["format"] > FORMAT:
             raise CheckpointError(
                 f"{path} has format {data['format']}, this version reads up to {FORMAT}; update mode-policy"
@@ -144,10 +148,8 @@ def load_policy(
     path = Path(path)
     data = read_description(path)
     for name, expected in data["sha256"].items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"{path / name} is missing; copy the whole folder")
-        if sha256(path / name) != expected:
-            raise CheckpointError(f"{path / name} is corrupt: its SHA-256 differs from {DESCRIPTION}")
+        if not name.startswith("training/"):
+            _verify(path / name, expected)
     features = {k: Feature.from_json(f) for k, f in data["features"].items()}
     table = None
     if data["instructions"] is not None:
@@ -160,6 +162,13 @@ def load_policy(
     policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table)
     load_strictly(policy, _load(path / WEIGHTS[weights]), str(path))
     return policy.to(device).eval()
+
+
+def _verify(file: Path, expected: str) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; copy the whole folder")
+    if sha256(file) != expected:
+        raise CheckpointError(f"{file} is corrupt: its SHA-256 differs from {DESCRIPTION}")
 
 
 def load_strictly(policy: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -192,6 +201,9 @@ def load_training_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not (path / PROGRESS).is_file():
         raise CheckpointError(f"{path} has no training state; it can be evaluated but not resumed")
+    for name, expected in read_description(path)["sha256"].items():
+        if name.startswith("training/"):
+            _verify(path / name, expected)
     return _load(path / OPTIMIZER), json.loads((path / PROGRESS).read_text())
 
 

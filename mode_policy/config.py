@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,12 +14,10 @@ from mode_policy.diffusion.schedules import SCHEDULES
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.normalization import NormalizationMode
 
-_frozen = ConfigDict(extra="forbid")
-
-T = TypeVar("T")
+FORBID_EXTRA = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class RouterConfig:
     """Attributes of the noise-conditioned router.
 
@@ -36,7 +34,7 @@ class RouterConfig:
     goal: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class ExpertsConfig:
     """Attributes of the expert bank.
 
@@ -61,7 +59,7 @@ class ExpertsConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class DenoiserConfig:
     """Sizes and options of the denoising transformer.
 
@@ -88,7 +86,7 @@ class DenoiserConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class DensityConfig:
     """Training density of σ, see `mode_policy.diffusion.schedules`.
 
@@ -99,12 +97,18 @@ class DensityConfig:
 
     name: Literal["loglogistic", "loguniform", "lognormal"] = "loglogistic"
     loc: float | None = None
-    scale: Annotated[float, Field(gt=0)] = 0.5
+    scale: Annotated[float, Field(ge=0.05)] = 0.5
     sigma_min: Annotated[float, Field(gt=0)] = 0.001
     sigma_max: Annotated[float, Field(gt=0)] = 80.0
 
+    @model_validator(mode="after")
+    def _check(self) -> DensityConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+        return self
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class SamplerConfig:
     """How actions are denoised; printed with every score.
 
@@ -133,7 +137,7 @@ class SamplerConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class LossConfig:
     """Weights of the training loss.
 
@@ -147,7 +151,7 @@ class LossConfig:
     router_z: Annotated[float, Field(ge=0)] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, config=_frozen)
+@dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
 class PolicyConfig:
     """Everything that defines a MoDE policy but its weights, features and statistics.
 
@@ -159,16 +163,17 @@ class PolicyConfig:
         state_hidden: hidden widths of the state encoder's MLP; empty for the plain normalised vector.
         language: text encoder whose embeddings condition the policy; None without language.
         goal_dropout: probability of dropping the goal in training.
-        goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` the
-        whole. normalization: mode for each kind of feature.
+        goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` all.
+        normalize_state: normalisation of the states.
+        normalize_action: normalisation of the actions; ``min_max`` also keeps them in the data's range.
         sigma_data: σ_d of EDM.
     """
 
     chunk: Annotated[int, Field(ge=1)] = 10
     execute: Annotated[int, Field(ge=1)] = 10
     history: Annotated[int, Field(ge=1)] = 1
-    state_hidden: tuple[int, ...] = ()
-    state_tokens: int | None = None
+    state_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    state_tokens: Annotated[int, Field(ge=1)] | None = None
     language: str | None = "minilm-l6-v2"
     goal_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     goal_dropout_form: Literal["feature", "vector"] = "feature"
@@ -220,12 +225,9 @@ def build[T](cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
 
 
 def _keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the dataclass that ``path`` leads to from ``cls``."""
     for part in path:
-        cls = (
-            cls.__dataclass_fields__[part].type if part in getattr(cls, "__dataclass_fields__", {}) else None
-        )
-        if isinstance(cls, str):
-            cls = globals().get(cls)
+        cls = get_type_hints(cls).get(part) if hasattr(cls, "__dataclass_fields__") else None
     return list(getattr(cls, "__dataclass_fields__", {}))
 
 

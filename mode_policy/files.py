@@ -100,6 +100,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def link_atomically(link: Path, target: Path) -> None:
     """Point the symbolic link ``link`` at its sibling ``target``, replacing an older link in one step."""
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)  # a copy that resolved the link
     partial = link.with_name(f".{link.name}.partial-{os.getpid()}")
     partial.unlink(missing_ok=True)
     partial.symlink_to(target.name)

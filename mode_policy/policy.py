@@ -165,14 +165,15 @@ class MoDEPolicy(nn.Module):
         self,
         observation: Observation,
         *,
-        noise: Tensor | None = None,
+        noise: Tensor | Callable[[], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Sample an action chunk.
 
         Args:
             observation: batch of B observations on the policy's device.
-            noise: standard normal start ``(B, C, A)``, for reproducible actions; drawn by default.
+            noise: standard normal start ``(B, C, A)`` for reproducible actions, or a function that returns
+                such a tensor for the start and for each draw of a stochastic sampler; drawn by default.
             generator: for all draws that are not given.
 
         Returns:
@@ -183,10 +184,11 @@ class MoDEPolicy(nn.Module):
         sigmas = grid(sampler.schedule, sampler.steps, sampler.sigma_min, sampler.sigma_max)
         shape = (observation.batch_size, self.config.chunk, self.action_dim)
 
-        def draw() -> Tensor:
+        def normal() -> Tensor:
             return torch.empty(shape, device=self.device).normal_(generator=generator)
 
-        start_BCA = sigmas[0] * (draw() if noise is None else noise)
+        draw = noise if callable(noise) else normal
+        start_BCA = sigmas[0] * (noise if isinstance(noise, Tensor) else draw())
         x_BCA = SAMPLERS[sampler.name](self.denoise_fn(observation), start_BCA, sigmas, draw)
         if self.config.normalize_action == "min_max":
             x_BCA = x_BCA.clamp(-1, 1)

@@ -25,6 +25,7 @@ class EnvEntry:
         max_steps: Control steps until gymnasium's TimeLimit truncates an episode.
         instruction: The task in natural language.
         has_expert: Whether `mode_envs.experts` can solve it.
+        opengl: Whether its pictures need OpenGL.
         kwargs: Arguments of the class that select the task.
     """
 
@@ -34,6 +35,7 @@ class EnvEntry:
     max_steps: int
     instruction: str
     has_expert: bool = False
+    opengl: bool = False
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -52,6 +54,7 @@ _METAWORLD = tuple(
         max_steps=500,
         instruction=instruction,
         has_expert=True,
+        opengl=True,
         kwargs={"task": task},
     )
     for task, instruction in METAWORLD_INSTRUCTIONS.items()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,12 @@ from mode_policy.errors import ConfigError, ModePolicyError, did_you_mean
 #: Where each program's configuration lives.
 CONF = {"train": "mode_policy.conf", "evaluate": "mode_policy.conf.evaluate"}
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+#: Settings whose values are paths; whatever these hold is one string.
+PATHS = ("checkpoint", "resume", "output", "run_dir", "dataset.path")
+
+OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
 
 
 def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
@@ -36,9 +42,9 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
     def decorate(run: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
-            OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             with exit_codes():
+                sys.argv[1:] = [quote_path(a) for a in sys.argv[1:]]
                 arguments, _ = get_args_parser().parse_known_args()
                 if not arguments.multirun:  # there, a value may be a list of values
                     compose(config_name, arguments.overrides)
@@ -52,6 +58,16 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
         return main
 
     return decorate
+
+
+def quote_path(argument: str) -> str:
+    """Quote the value of a path setting, so that Hydra's grammar leaves its ``=``, commas, brackets alone."""
+    key, equals, value = argument.partition("=")
+    plain = not value or value == "null" or value[0] in "\"'" or "${" in value
+    if not equals or key not in PATHS or plain:
+        return argument
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
@@ -91,7 +107,6 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: naming an unknown group choice, key or malformed override.
     """
-    OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module(CONF[config_name], version_base=None):

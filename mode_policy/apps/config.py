@@ -33,11 +33,11 @@ class DatasetConfig:
     url: str | None = None
     keys: dict[str, str] = Field(default_factory=dict)
     features: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    fps: float | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
     licence: str | None = None
     episodes: Annotated[int, Field(ge=1)] = 40
     noise: Annotated[float, Field(ge=0)] = 0.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     state_keys: tuple[str, ...] | None = None
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
@@ -47,7 +47,7 @@ class EvaluationConfig:
     """How rollouts are made; the keys are described in ``conf/train.yaml``."""
 
     episodes: Annotated[int, Field(ge=0)] = 20
-    seed: int = 100000
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 100000
     lanes: Annotated[int, Field(ge=1)] = 20
     workers: Annotated[int | None, Field(ge=0)] = None
     videos: Annotated[int, Field(ge=0)] = 1
@@ -75,7 +75,7 @@ class EvaluateConfig:
     checkpoint: str
     task: str | tuple[str, ...] | None = None
     episodes: Annotated[int, Field(ge=1)] = 20
-    seed: int = 100000
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 100000
     lanes: Annotated[int, Field(ge=1)] = 20
     workers: Annotated[int | None, Field(ge=0)] = None
     videos: Annotated[int, Field(ge=0)] = 1

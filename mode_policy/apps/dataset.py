@@ -44,6 +44,8 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
     tasks = suite(task.suite)
     if task.tasks is None:
         return tasks
+    if not task.tasks or len(set(task.tasks)) < len(task.tasks):
+        raise ConfigError(f"task.tasks={list(task.tasks)}: name each task once, and at least one")
     known = {t.task.name: t for t in tasks}
     for name in task.tasks:
         if name not in known:

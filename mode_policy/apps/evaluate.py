@@ -26,9 +26,9 @@ def main(data: dict[str, Any]) -> None:
     checkpoint = find_checkpoint(Path(config.checkpoint))
     about = read_description(checkpoint)["about"]
     tasks = _tasks(config, about)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no GPU; use device=cpu or auto")
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
     policy = load_policy(checkpoint, weights=config.weights, device=device)
     changes = {k: v for k, v in config.sampler.items() if v is not None}
     sampler = build(SamplerConfig, to_dict(policy.config.sampler) | changes, "sampler")
@@ -37,9 +37,7 @@ def main(data: dict[str, Any]) -> None:
         raise ConfigError(
             f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}"
         )
-    folder = (
-        Path(config.output) if config.output else checkpoint.parent.parent / f"evaluation_{checkpoint.name}"
-    )
+    folder = Path(config.output) if config.output else _folder(checkpoint, about, config)
     name = about.get("task", {}).get("name", "tasks") if config.task is None else config.task
     console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {config.episodes} rollouts each")
     evaluation = evaluate_policy(
@@ -47,6 +45,7 @@ def main(data: dict[str, Any]) -> None:
         tasks,
         config.rollouts,
         folder,
+        demonstrated=about.get("demonstration_seeds", []),
         execute=config.execute,
         settings={"task": name, "checkpoint": str(checkpoint)},
         configuration=data,
@@ -60,6 +59,14 @@ def find_checkpoint(path: Path) -> Path:
     return last if last.exists() else path
 
 
+def _folder(checkpoint: Path, about: dict[str, Any], config: EvaluateConfig) -> Path:
+    """Where results go by default: the run's folder, or for a checkpoint on its own the working directory."""
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path.cwd()
+    task = config.task or about.get("task", {}).get("name", "tasks")
+    name = task if isinstance(task, str) else "_".join(task)
+    return run / f"evaluation_{name.replace('/', '_')}"
+
+
 def _tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]:
     """The tasks to evaluate: as asked for, or those of the training."""
     if config.task is None:
@@ -69,4 +76,6 @@ def _tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]
     if isinstance(config.task, str) and config.task in SUITES:
         return suite(config.task)
     names = (config.task,) if isinstance(config.task, str) else config.task
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"task={list(names)}: name each task once, and at least one")
     return tuple(env_task(name) for name in names)

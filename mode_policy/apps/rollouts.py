@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mode_envs import EnvTask, rendering_available
+from mode_envs import EnvTask, features, rendering_available
 from mode_envs.collect import episode_seed
 from mode_envs.lanes import Video as Filming
+from mode_envs.registration import entry
 from mode_envs.rollout import EpisodeResult, EpisodeSpec, rollout
 from mode_policy.apps.cli import console
 from mode_policy.apps.config import EvaluationConfig
@@ -69,20 +71,16 @@ def evaluate_policy(
         DataError: if the policy does not fit the environments, or a rollout would start where a
         demonstration did.
     """
-    check_fit(policy, tasks)
-    seeds = [episode_seed(config.seed, i) for i in range(config.episodes)]
-    if seen := sorted(set(seeds) & {int(s) for s in demonstrated}):
-        raise DataError(
-            f"{len(seen)} rollouts would start from initial states of the demonstrations (seed {seen[0]}); "
-            "change evaluation.seed"
-        )
+    check_fit(policy, tasks, config, demonstrated)
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = rollout_seeds(config)
     specs = [EpisodeSpec(task=task, seed=seed) for task in tasks for seed in seeds]
     record = _filmed(tasks, config)
     results = _run(policy, specs, config, execute or policy.config.execute, record)
     records = [_record(result) for result in results]
     records = _write_videos(records, results, tasks, config, folder)
     settings = {
-        "command": " ".join([f"uv run {Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["uv", "run", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
         "seed": config.seed,
         "episodes_per_task": config.episodes,
@@ -110,14 +108,25 @@ def evaluate_policy(
     return evaluation
 
 
-def check_fit(policy: MoDEPolicy, tasks: Sequence[EnvTask]) -> None:
+def rollout_seeds(config: EvaluationConfig) -> list[int]:
+    """Return the seeds from which each task's rollouts start."""
+    return [episode_seed(config.seed, i) for i in range(config.episodes)]
+
+
+def check_fit(
+    policy: MoDEPolicy, tasks: Sequence[EnvTask], config: EvaluationConfig, demonstrated: Collection[int]
+) -> None:
     """Compare a policy with the environments before anything long begins.
 
     Raises:
-        DataError: if a feature has another shape, or an instruction is unknown to the checkpoint.
+        DataError: if a feature has another shape, an instruction is unknown to the checkpoint, or a rollout
+            would start where a demonstration did.
     """
-    from mode_envs import features
-
+    if seen := sorted(set(rollout_seeds(config)) & set(demonstrated)):
+        raise DataError(
+            f"{len(seen)} rollouts would start from initial states of the demonstrations (seed {seen[0]}); "
+            f"choose another seed than {config.seed} for the evaluation"
+        )
     for task in tasks:
         given = features(task.env_id)
         for key, feature in policy.features.items():
@@ -159,7 +168,7 @@ def _filmed(tasks: Sequence[EnvTask], config: EvaluationConfig) -> list[int]:
     if not config.videos:
         return []
     available, reason = rendering_available()
-    if not available:
+    if not available and any(entry(task.env_id).opengl for task in tasks):
         console.print(f"videos     none: {reason}")
         return []
     first = range(min(config.videos, config.episodes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +37,15 @@ def main(data: dict[str, Any]) -> None:
 
 
 def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
-    """Carry out a training run in ``folder``; ``data`` is its configuration as plain data."""
+    """Carry out a training run in ``folder``; ``data`` is its configuration as plain data.
+
+    Raises:
+        ConfigError: if the folder holds a run already and this one does not resume it.
+    """
+    if not config.resume and newest_checkpoint(folder) is not None:
+        raise ConfigError(
+            f"{folder} holds a run; continue it with resume={folder}, or choose another run_dir"
+        )
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
     store = get_store(config.dataset, config.task, config.policy.language)
@@ -54,11 +63,12 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     policy = MoDEPolicy(
         config.policy, features, store.statistics, store.instruction_table if config.policy.language else None
     )
+    demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
     if config.evaluation.episodes:
-        check_fit(policy, tasks)
+        check_fit(policy, tasks, config.evaluation, demonstrated)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
-    summary = train(policy, config, windows, folder)
+    summary = train(policy, config, windows, folder, demonstrated)
     console.print(
         f"trained    {summary.steps} steps in {summary.seconds / 60:.1f} min, "
         f"{summary.samples_per_second:.0f} samples/s, loss {summary.loss:.4f}"
@@ -72,7 +82,7 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
         tasks,
         config.evaluation,
         folder,
-        demonstrated=[int(s) for s in store.episode_seeds],
+        demonstrated=demonstrated,
         settings={"task": config.task.name, "checkpoint": str(summary.checkpoint)},
         configuration=data,
         metrics=read_metrics(folder / "metrics.jsonl"),
@@ -81,13 +91,16 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     announce(evaluation, folder, summary.checkpoint)
 
 
-def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder: Path) -> TrainingSummary:
+def train(
+    policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder: Path, demonstrated: list[int]
+) -> TrainingSummary:
     """Train (or continue) with a progress bar."""
     parameters = sum(p.numel() for p in policy.parameters())
     about = {
         "task": asdict(config.task),
         "dataset": config.dataset.path,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "demonstration_seeds": demonstrated,
+        "command": shlex.join(["uv", "run", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     with bar("training") as progress:
         row = progress.add_task("training", total=1.0, note="")
@@ -100,9 +113,8 @@ def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder
         trainer = Trainer(
             policy, config.trainer, windows.batch, windows.validation, folder, about=about, progress=show
         )
-        last = folder / "checkpoints" / "last"
-        if last.exists():
-            trainer.resume(last)
+        if config.resume and (newest := newest_checkpoint(folder)) is not None:
+            trainer.resume(newest)
         console.print(
             f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
             "windows" + (f", continuing at step {trainer.step}" if trainer.step else "")
@@ -112,6 +124,12 @@ def train(policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder
         except KeyboardInterrupt:
             console.print(f"interrupted; continue with: uv run train.py resume={folder}")
             raise
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that a run continues from; the links may have been lost in copying."""
+    last = folder / "checkpoints" / "last"
+    return last if last.exists() else max((folder / "checkpoints").glob("step_*"), default=None)
 
 
 def _resumed(data: dict[str, Any]) -> dict[str, Any]:

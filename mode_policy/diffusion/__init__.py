@@ -1,1 +1,1 @@
-""""""
+"""Diffusion: preconditioning, noise levels, samplers."""

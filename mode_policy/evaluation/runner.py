@@ -18,7 +18,7 @@ from mode_policy.types import Observation, feature_kind
 class PolicyRunner:
     """Adapts a `MoDEPolicy` to rollouts.
 
-    The start noise of each decision is drawn from its own seed, so that what an episode sees never depends on
+    The noise of each decision is drawn from its own seed, so that what an episode sees never depends on
     its neighbours in the batch.
     """
 
@@ -58,19 +58,16 @@ class PolicyRunner:
             states[key] = torch.from_numpy(stacked).float()
         embedded = policy.instructions.embed(instructions) if policy.instructions is not None else None
         shape = (policy.config.chunk, policy.action_dim)
-        noise = torch.stack([torch.randn(shape, generator=_generator(seed)) for seed in noise_seeds])
+        generators = [_generator(seed) for seed in noise_seeds]
+
+        def noise() -> torch.Tensor:
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(policy.device)
+
         observation = Observation(states=states, instruction=embedded).to(policy.device)
-        # Stochastic samplers draw from this one; deterministic ones never do.
-        generator = torch.Generator(policy.device).manual_seed(_mix(noise_seeds[0]))
-        actions: np.ndarray = (
-            policy.act(observation, noise=noise.to(policy.device), generator=generator).cpu().numpy()
-        )
+        actions: np.ndarray = policy.act(observation, noise=noise).cpu().numpy()
         return actions
 
 
-def _mix(seed: Sequence[int]) -> int:
-    return int(np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _generator(seed: Sequence[int]) -> torch.Generator:
-    return torch.Generator().manual_seed(_mix(seed))
+    mixed = np.random.SeedSequence(list(seed)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> 1))

@@ -1,1 +1,1 @@
-""""""
+"""The network: attention, router, experts, block, denoiser."""

@@ -1,1 +1,1 @@
-""""""
+"""Training: the loop, its schedules, optimizer and metrics."""

@@ -45,7 +45,7 @@ class TrainerConfig:
     batch_size: Annotated[int, Field(ge=1)] = 512
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
     hold: Annotated[float, Field(ge=0, lt=1)] = 0.08
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
@@ -60,7 +60,7 @@ class TrainerConfig:
     checkpoint_every: Annotated[int, Field(ge=1)] = 1000
     validation_batches: Annotated[int, Field(ge=0)] = 4
     divergence: Annotated[float, Field(gt=1)] = 10.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     tensorboard: bool = True
     wandb: str | None = None
 

@@ -1,10 +1,12 @@
 """The YAML files and the dataclasses describe the same thing."""
 
+import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
+from mode_envs import METAWORLD_INSTRUCTIONS
 from mode_policy.apps.cli import compose, to_plain
 from mode_policy.apps.config import EvaluateConfig, TrainConfig
 from mode_policy.config import build, to_dict
@@ -53,6 +55,13 @@ def test_every_choice_composes(group):
     for choice in names(group):
         overrides = [f"{group}={choice}", "trainer.minutes=1"]
         assert build(TrainConfig, to_plain(compose("train", overrides))), choice
+
+
+def test_the_readme_speaks_of_known_instructions():
+    readme = (CONF.parent / "README.md").read_text()
+    asked = re.findall(r'instructions.embed\(\["(.+?)"\]\)', readme)
+    assert asked
+    assert set(asked) <= set(METAWORLD_INSTRUCTIONS.values())
 
 
 def test_libero_is_configured():

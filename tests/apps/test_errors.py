@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from mode_policy.apps import train
-from mode_policy.apps.cli import compose, to_plain
+from mode_policy.apps.cli import compose, quote_path, to_plain
 from mode_policy.apps.config import TrainConfig
 from mode_policy.apps.data import main as mode_data
 from mode_policy.config import build
@@ -97,7 +97,7 @@ def test_episode_ends_beyond_the_data(tmp_path, reach_store):
 
 def test_a_dataset_of_another_robot(tmp_path, reach_store):
     """The dataset's states do not fit the environments in which the policy would be evaluated."""
-    with pytest.raises(ModePolicyError, match=r"\(39,\)|39"):
+    with pytest.raises(ModePolicyError, match=r"has shape \(.*\) in pusht and \(.*\) in the policy"):
         run(
             tmp_path,
             "task.suite=pusht",
@@ -113,7 +113,7 @@ def test_another_text_encoder(tmp_path, reach_store):
 
 
 def test_rollouts_never_start_where_demonstrations_did(tmp_path):
-    with pytest.raises(DataError, match=r"initial states of the demonstrations.*change evaluation.seed"):
+    with pytest.raises(DataError, match=r"initial states of the demonstrations.*choose another seed than 0"):
         run(
             tmp_path,
             f"dataset.path={tmp_path}/demos.zarr",
@@ -122,6 +122,37 @@ def test_rollouts_never_start_where_demonstrations_did(tmp_path):
             "evaluation.seed=0",
             "trainer.steps=1",
         )
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_into(tmp_path, reach_store):
+    common = ("dataset.source=path", f"dataset.path={reach_store}", "evaluation.episodes=0")
+    run(tmp_path, *common)
+    with pytest.raises(ConfigError, match=r"holds a run; continue it with resume="):
+        run(tmp_path, *common)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.tasks=[]", "name each task once, and at least one"),
+        ("task.tasks=[reach-v3,reach-v3]", "name each task once, and at least one"),
+        ("evaluation.seed=-1", r"evaluation.seed: .*greater than or equal to 0 \(got -1\)"),
+        ("trainer.betas=[1.5,2]", "trainer.betas.0"),
+        ("policy.state_tokens=-3", "policy.state_tokens"),
+        ("policy.density.sigma_min=100", "sigma_min=100.* must be below sigma_max=80"),
+        ("+trainer.sede=1", "trainer.sede: unknown key. Did you mean 'seed'"),
+    ],
+)
+def test_values_out_of_range(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, override, f"dataset.path={tmp_path}/none.zarr")
+
+
+@pytest.mark.parametrize("value", ["runs/sweep/trainer.seed=0", "a b/(c),[d]", 'quo"te', "null", "'done'"])
+def test_paths_are_taken_as_they_are(value):
+    quoted = quote_path(f"run_dir={value}")
+    expected = None if value == "null" else value.strip("'")
+    assert compose("train", [quoted]).run_dir == expected
 
 
 def test_resuming_nothing(tmp_path):

@@ -77,6 +77,9 @@ def test_damaged_description(saved):
     file.write_text(text[:100])
     with pytest.raises(CheckpointError, match="is damaged"):
         load_policy(saved)
+    file.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "features"}))
+    with pytest.raises(CheckpointError, match=r"is damaged.*no features"):
+        load_policy(saved)
     file.write_text(json.dumps(json.loads(text) | {"format": 99}))
     with pytest.raises(CheckpointError, match="format 99, this version reads up to 1"):
         load_policy(saved)
@@ -101,6 +104,16 @@ def test_another_architecture_is_refused(saved):
         CheckpointError, match=r"another architecture \(3 differences\): missing denoiser.out.bias"
     ):
         load_policy(saved)
+
+
+def test_damaged_training_state(saved):
+    file = saved / "training" / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    load_policy(saved)  # acting does not need it
+    with pytest.raises(CheckpointError, match=r"optimizer.safetensors is corrupt"):
+        load_training_state(saved)
 
 
 def test_without_training_state(saved):

@@ -112,14 +112,15 @@ def test_angles_wrap_smoothly():
     )
 
 
-def test_episodes_do_not_depend_on_their_neighbours():
-    runner = PolicyRunner(toy.policy())
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_sde"])
+def test_episodes_do_not_depend_on_their_neighbours(sampler):
+    runner = PolicyRunner(toy.policy(sampler={"name": sampler}))
     rng = np.random.default_rng(0)
     observations = [{STATE: rng.normal(size=(1, 3)).astype(np.float32)} for _ in range(3)]
     seeds = [(1, 0), (2, 0), (3, 5)]
     together = runner.act(observations, ["go left"] * 3, seeds)
     alone = [runner.act([o], ["go left"], [s])[0] for o, s in zip(observations, seeds, strict=True)]
-    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4)
     other = runner.act(observations, ["go left"] * 3, [(1, 0), (2, 0), (4, 5)])
     assert np.abs(other[2] - together[2]).max() > 1e-3
 
