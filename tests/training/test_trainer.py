@@ -151,8 +151,13 @@ def test_an_interrupt_waits_for_the_step_and_resumes_exactly(tmp_path, number):
             os.kill(os.getpid(), number)
         return toy.batch(step)
 
-    with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "parts", interrupted).run()
+    # A test run in the background inherits an ignored SIGINT, which the trainer respects.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer(tmp_path / "parts", interrupted).run()
+    finally:
+        signal.signal(number, before)
     second = trainer(tmp_path / "parts")
     second.resume(tmp_path / "parts" / "checkpoints" / "last")
     assert second.step == 7
