@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,9 @@ def test_a_resume_with_other_settings_is_refused(tmp_path, change, message):
 
 def test_another_sampler_does_not_matter_to_a_resume(tmp_path):
     trainer(tmp_path).run()
-    trainer(tmp_path, policy={"sampler": {"steps": 3}}).resume(tmp_path / "checkpoints" / "last")
+    other = trainer(tmp_path, policy={"sampler": {"steps": 3}})
+    other.resume(tmp_path / "checkpoints" / "last")
+    assert (other.step, other.policy.config.sampler.steps) == (12, 3)
 
 
 def test_resuming_a_finished_run_ends_it_again(tmp_path):
@@ -195,7 +198,9 @@ def test_bf16_trains_on_a_cpu(tmp_path):
 
 def test_precision_may_change_within_a_process(tmp_path):
     for precision in ("float32", "bf16", "float32"):
-        trainer(tmp_path / precision, precision=precision, steps=1).run()
+        run = trainer(tmp_path / f"{precision}_{time.monotonic_ns()}", precision=precision, steps=1)
+        assert run.accelerator.mixed_precision == ("bf16" if precision == "bf16" else "no")
+        assert math.isfinite(run.run().loss)
 
 
 def test_a_gpu_that_is_not_there(tmp_path):
