@@ -69,18 +69,11 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
-class EvaluateConfig:
-    """Everything of ``evaluate.py``."""
+class EvaluateConfig(EvaluationConfig):
+    """Everything of ``evaluate.py``: how rollouts are made, and of what."""
 
     checkpoint: str
     task: str | tuple[str, ...] | None = None
-    episodes: Annotated[int, Field(ge=1)] = 20
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 100000
-    lanes: Annotated[int, Field(ge=1)] = 20
-    workers: Annotated[int | None, Field(ge=0)] = None
-    videos: Annotated[int, Field(ge=0)] = 1
-    video_size: Annotated[int, Field(ge=16)] = 240
-    weights: Literal["ema", "raw"] = "ema"
     execute: Annotated[int | None, Field(ge=1)] = None
     sampler: dict[str, Any] = Field(default_factory=dict)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -92,10 +85,6 @@ class EvaluateConfig:
             raise ValueError(
                 f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's"
             )
+        if self.episodes < 1:
+            raise ValueError("episodes=0 evaluates nothing; ask for at least one rollout a task")
         return self
-
-    @property
-    def rollouts(self) -> EvaluationConfig:
-        """The part that training and evaluation share."""
-        names = EvaluationConfig.__dataclass_fields__
-        return EvaluationConfig(**{name: getattr(self, name) for name in names})

@@ -43,7 +43,7 @@ def main(data: dict[str, Any]) -> None:
     evaluation = evaluate_policy(
         policy,
         tasks,
-        config.rollouts,
+        config,
         folder,
         demonstrated=about.get("demonstration_seeds", []),
         execute=config.execute,
