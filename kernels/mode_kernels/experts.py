@@ -80,10 +80,10 @@ class _GroupedExperts(torch.autograd.Function):
             x_QD = x_RSD[rows_M].view(-1, D)
             h_QE = torch.addmm(up_bias_NE[n], x_QD, up_weight_NED[n].t())
             silu_QH = F.silu(h_QE[:, H:])
-            weight_Q1 = weight_RK.flatten()[slots_M].repeat_interleave(S)[:, None]
-            y_QD = torch.mm(silu_QH * h_QE[:, :H], down_weight_NDH[n].t())
-            out_RSD.index_add_(0, rows_M, (y_QD * weight_Q1).view(-1, S, D))
-            saved += [x_QD, h_QE, silu_QH, y_QD]
+            hidden_QH = silu_QH * h_QE[:, :H]
+            y_MSD = torch.mm(hidden_QH, down_weight_NDH[n].t()).view(-1, S, D)
+            out_RSD.index_add_(0, rows_M, y_MSD * weight_RK.flatten()[slots_M, None, None])
+            saved += [x_QD, h_QE, silu_QH, hidden_QH, y_MSD]
         ctx.groups = groups
         ctx.save_for_backward(weight_RK, up_weight_NED, down_weight_NDH, *saved)
         return out_RSD
@@ -105,16 +105,16 @@ class _GroupedExperts(torch.autograd.Function):
             for gradient in (dup_NED, dbias_NE, ddown_NDH):
                 gradient[n].zero_()
         for i, (n, rows_M, slots_M) in enumerate(ctx.groups):
-            x_QD, h_QE, silu_QH, y_QD = saved[4 * i : 4 * i + 4]
+            x_QD, h_QE, silu_QH, hidden_QH, y_MSD = saved[5 * i : 5 * i + 5]
             linear_QH, gate_QH = h_QE[:, :H], h_QE[:, H:]
-            grad_QD = grad_RSD[rows_M].view(-1, D)
-            dweight_RK.view(-1)[slots_M] = (grad_QD * y_QD).view(len(rows_M), -1).sum(1)
-            dy_QD = grad_QD * weight_RK.flatten()[slots_M].repeat_interleave(S)[:, None]
-            torch.mm(dy_QD.t(), silu_QH * linear_QH, out=ddown_NDH[n])
+            grad_MSD = grad_RSD[rows_M]
+            dweight_RK.view(-1)[slots_M] = (grad_MSD * y_MSD).sum((1, 2))
+            dy_QD = grad_MSD.mul_(weight_RK.flatten()[slots_M, None, None]).view(-1, D)
+            torch.mm(dy_QD.t(), hidden_QH, out=ddown_NDH[n])
             dhidden_QH = torch.mm(dy_QD, down_weight_NDH[n])
             dh_QE = torch.empty_like(h_QE)
             torch.mul(dhidden_QH, silu_QH, out=dh_QE[:, :H])
-            dh_QE[:, H:] = torch.ops.aten.silu_backward(dhidden_QH.mul_(linear_QH), gate_QH)
+            torch.ops.aten.silu_backward(dhidden_QH.mul_(linear_QH), gate_QH, grad_input=dh_QE[:, H:])
             torch.mm(dh_QE.t(), x_QD, out=dup_NED[n])
             torch.sum(dh_QE, 0, out=dbias_NE[n])
             dx_RSD.index_add_(0, rows_M, torch.mm(dh_QE, up_weight_NED[n]).view(-1, S, D))

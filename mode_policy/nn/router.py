@@ -118,20 +118,21 @@ def load_balancing_loss(routings: list[Routing], form: Literal["code", "paper"] 
     ``f`` is the share of rows that chose expert n. ``P`` is the mean weight given to it (``"code"``, the
     authors' implementation) or its mean softmax (``"paper"``).
     """
-    losses = []
-    for r in routings:
-        chosen_RN = torch.zeros_like(r.probs_RN).scatter(1, r.expert_RK, 1.0)
-        if form == "code":
-            weight_RN = torch.zeros_like(r.probs_RN).scatter(1, r.expert_RK, r.weight_RK)
-        else:
-            weight_RN = r.probs_RN
-        losses.append(r.probs_RN.shape[1] * (chosen_RN.mean(0) * weight_RN.mean(0)).sum())
-    return torch.stack(losses).mean()
+    probs_LRN = torch.stack([r.probs_RN for r in routings])
+    expert_LRK = torch.stack([r.expert_RK for r in routings])
+    chosen_LRN = torch.zeros_like(probs_LRN).scatter(2, expert_LRK, 1.0)
+    if form == "code":
+        weight_LRK = torch.stack([r.weight_RK for r in routings])
+        weight_LRN = torch.zeros_like(probs_LRN).scatter(2, expert_LRK, weight_LRK)
+    else:
+        weight_LRN = probs_LRN
+    return probs_LRN.shape[2] * (chosen_LRN.mean(1) * weight_LRN.mean(1)).sum(1).mean()
 
 
 def router_z_loss(routings: list[Routing]) -> Tensor:
     """Mean of log²Σ exp(logit) over rows and layers (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return torch.stack([(r.logits_RN.exp().sum(-1) + 1e-6).log().square().mean() for r in routings]).mean()
+    logits_LRN = torch.stack([r.logits_RN for r in routings])
+    return (logits_LRN.exp().sum(-1) + 1e-6).log().square().mean()
 
 
 def expert_shares(routings: list[Routing]) -> Tensor:
