@@ -21,12 +21,24 @@ class DataError(ModePolicyError):
     """A demonstration store that is missing, truncated or inconsistent."""
 
 
+class ConventionError(DataError):
+    """Two sides, such as a dataset and an environment, that do not mean the same by their numbers."""
+
+
 class CheckpointError(ModePolicyError):
     """A checkpoint that is incomplete, corrupt or made for something else."""
 
 
 class SimulatorError(ModePolicyError):
     """An environment that cannot be built, or whose features do not fit the policy."""
+
+
+class RobotError(ModePolicyError):
+    """A robot that cannot be reached, or that does not answer."""
+
+
+class InferenceError(ModePolicyError):
+    """A policy, in another process or on a server, that refuses a request."""
 
 
 class TrainingDivergedError(ModePolicyError):

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from mode_datasets import schema
+from mode_datasets.location import LocalFolder
 from mode_datasets.store import DemonstrationStore
 from mode_policy.errors import DataError
 
@@ -63,17 +64,23 @@ def _is_store(folder: Path) -> bool:
 
 
 def _overview(store: DemonstrationStore) -> Table:
-    table = Table(title=store.path.name, show_header=False)
+    table = Table(title=store.location.name, show_header=False)
     minutes = store.num_steps / store.fps / 60
-    table.add_row("path", str(store.path))
+    table.add_row("path", str(store.location))
     table.add_row("episodes", str(store.num_episodes))
     table.add_row("steps", f"{store.num_steps} at {store.fps:g} Hz, {minutes:.1f} min")
     table.add_row("episode lengths", _lengths(store.episode_lengths))
-    table.add_row("size on disk", f"{disk_usage(store.path) / 2**20:.1f} MiB")
+    if isinstance(store.location, LocalFolder):
+        table.add_row("size on disk", f"{disk_usage(store.location.path) / 2**20:.1f} MiB, {store.profile}")
+    for name, value in store.convention.to_json().items():
+        if name != "fps" and value not in ("unknown", []):
+            table.add_row(name.replace("_", " "), str(value))
     known = store.instruction_table
     table.add_row("instructions", f"{len(known.instructions)}, {known.encoder}" if known else "not embedded")
     for name, value in store.provenance.to_json().items():
         table.add_row(name, str(value))
+    for note in store.notes:
+        table.add_row("note", note)
     return table
 
 

@@ -11,33 +11,39 @@ from typing import Any
 import numpy as np
 import zarr
 
+from mode_datasets.location import LocalFolder, Location
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.types import Feature
 
 ZarrArray = zarr.Array[Any]
 
 
-def open_group(path: Path) -> zarr.Group:
-    """Open a local zarr group (format 2 or 3) for reading.
+def open_group(location: Location) -> zarr.Group:
+    """Open a zarr group (format 2 or 3) for reading.
 
     Raises:
-        DataError: if the folder is missing or is no zarr group.
+        DataError: if it is missing or is no zarr group.
     """
-    if not path.exists():
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        names = [name for name in names if not name.startswith(".")]
-        raise DataError(f"no demonstration store at {path}.{did_you_mean(path.name, names) if names else ''}")
+    if not location.exists():
+        names = []
+        if isinstance(location, LocalFolder) and location.path.parent.is_dir():
+            names = [p.name for p in location.path.parent.iterdir() if not p.name.startswith(".")]
+        raise DataError(
+            f"no demonstration store at {location}.{did_you_mean(location.name, names) if names else ''}"
+        )
     try:
         # Consolidated metadata is a copy, and copies can be stale: each array's own file is what counts.
-        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+        return zarr.open_group(location.zarr_store(), mode="r", use_consolidated=False)
     except Exception as error:
         raise DataError(
-            f"{path} is not a zarr group ({error}); give the folder that holds `data` and `meta`"
+            f"{location} is not a zarr group ({error}); give the folder that holds `data` and `meta`"
         ) from error
 
 
-def array_names(path: Path) -> list[str]:
-    """List the arrays of a store, such as ``data/action``, without opening any of them."""
+def array_names(location: Location) -> list[str]:
+    """List the arrays of a store, such as ``data/action``, without opening any; empty where one cannot list."""
+    if not isinstance(location, LocalFolder):
+        return []
 
     def is_array(folder: Path) -> bool:
         metadata = folder / "zarr.json"
@@ -45,11 +51,12 @@ def array_names(path: Path) -> list[str]:
             return bool(json.loads(metadata.read_text()).get("node_type") == "array")
         return (folder / ".zarray").is_file()
 
-    return sorted(folder.relative_to(path).as_posix() for folder in path.glob("*/*") if is_array(folder))
+    root = location.path
+    return sorted(folder.relative_to(root).as_posix() for folder in root.glob("*/*") if is_array(folder))
 
 
-def open_array(group: zarr.Group, path: Path, name: str) -> ZarrArray:
-    """Open one array of the group at ``path`` without reading its values.
+def open_array(group: zarr.Group, location: Location, name: str) -> ZarrArray:
+    """Open one array of the group at ``location`` without reading its values.
 
     Raises:
         DataError: if it is missing, its metadata is broken, or its values are not plain numbers.
@@ -60,37 +67,38 @@ def open_array(group: zarr.Group, path: Path, name: str) -> ZarrArray:
     try:
         array = group[name]
     except KeyError:
-        raise DataError(f"{path} has no array {name!r}.{did_you_mean(name, array_names(path))}") from None
+        raise DataError(f"{location} has no array {name!r}.{did_you_mean(name, array_names(location))}") from None
     except Exception as error:
         raise DataError(
-            f"array {name!r} of {path} cannot be opened ({error}): its metadata is damaged, or "
+            f"array {name!r} of {location} cannot be opened ({error}): its metadata is damaged, or "
             f"it does not hold numbers; {way_out}"
         ) from error
     if not isinstance(array, zarr.Array):
         raise DataError(
-            f"{name!r} of {path} is a group of arrays; name one of {', '.join(array_names(path))}"
+            f"{name!r} of {location} is a group of arrays; name one of {', '.join(array_names(location))}"
         )
     codecs = {getattr(codec, "codec_id", "") for codec in (*array.filters, *array.compressors)}
     if array.dtype.kind not in "fiub" or "pickle" in codecs:
         packed = " in pickles" if "pickle" in codecs else ""
-        raise DataError(f"array {name!r} of {path} holds {array.dtype}{packed}; {way_out}")
+        raise DataError(f"array {name!r} of {location} holds {array.dtype}{packed}; {way_out}")
     return array
 
 
-def read_array(path: Path, array: ZarrArray) -> np.ndarray:
-    """Read a whole array of the store at ``path``.
+def read_array(location: Location, array: ZarrArray, rows: int | None = None) -> np.ndarray:
+    """Read a whole array of the store at ``location``, or its first ``rows`` (all, if there are fewer).
 
     Raises:
         DataError: if a chunk file is missing or cannot be decoded; the file is named.
     """
-    check_chunk_files(path, array)
+    rows = None if rows is None else min(rows, array.shape[0])
+    check_chunk_files(location, array, rows)
     try:
-        return np.asarray(array[...])
+        return np.asarray(array[...] if rows is None else array[:rows])
     except Exception as error:
-        raise _unreadable(path, array, itertools.product(*_grid(array)), error) from error
+        raise _unreadable(location, array, itertools.product(*_grid(array, rows)), error) from error
 
 
-def read_rows(path: Path, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
+def read_rows(location: Location, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
     """Read chosen rows (axis 0, any order, repetitions allowed) of an array.
 
     Raises:
@@ -101,52 +109,52 @@ def read_rows(path: Path, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
         return np.asarray(array.oindex[unique])[inverse]
     except Exception as error:
         blocks = sorted(set((unique // _file_shape(array)[0]).tolist()))
-        raise _unreadable(path, array, itertools.product(blocks, *_grid(array)[1:]), error) from error
+        raise _unreadable(location, array, itertools.product(blocks, *_grid(array)[1:]), error) from error
 
 
-def check_chunk_files(path: Path, array: ZarrArray) -> None:
-    """Check that each chunk of an array has its file: zarr itself would fill the gap in silence.
+def check_chunk_files(location: Location, array: ZarrArray, rows: int | None = None) -> None:
+    """Check that each chunk (of the first ``rows``) has its file: zarr itself would fill the gap in silence.
 
     Raises:
         DataError: naming the first missing file.
     """
-    for block in itertools.product(*_grid(array)):
-        file = _chunk_file(path, array, block)
-        if not file.is_file():
+    for block in itertools.product(*_grid(array, rows)):
+        file = _chunk_file(array, block)
+        if not location.exists(file):
             raise DataError(
-                f"array {array.path!r} lacks its chunk file {file}, and would silently read as "
+                f"array {array.path!r} lacks its chunk file {location}/{file}, and would silently read as "
                 f"{array.fill_value!r} there; copy or make the store again (with zarr's `write_empty_chunks`)"
             )
 
 
-def read_images(path: Path, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
+def read_images(location: Location, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
     """Read chosen images as uint8 ``(len(rows), H, W, 3)``, whatever number type holds their 0…255.
 
     Raises:
         DataError: as `read_rows`, or if a value is outside 0…255.
     """
-    images = read_rows(path, array, rows)
+    images = read_rows(location, array, rows)
     if images.dtype == np.uint8 or not images.size:
         return images.astype(np.uint8, copy=False)
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 255):
-        raise DataError(f"images {array.path!r} of {path} have values {low} … {high}; convert them to 0…255")
+        raise DataError(f"images {array.path!r} of {location} have values {low} … {high}; convert them to 0…255")
     return np.rint(images).astype(np.uint8)
 
 
-def check_images(path: Path, array: ZarrArray) -> None:
-    """Check an image array without reading it all.
+def check_images(location: Location, array: ZarrArray, num_rows: int) -> None:
+    """Check the first ``num_rows`` of an image array without reading them all.
 
     One image of each shard is read: a shard's index is at its end, so this finds files that were cut short.
 
     Raises:
         DataError: if a chunk file is missing, a shard cannot be decoded, or the first image is scaled to 0…1.
     """
-    check_chunk_files(path, array)
-    rows = np.arange(0, array.shape[0], array.shards[0]) if array.shards else np.zeros(1, dtype=np.int64)
-    high = read_rows(path, array, rows).max()
+    check_chunk_files(location, array, num_rows)
+    rows = np.arange(0, num_rows, array.shards[0]) if array.shards else np.zeros(1, dtype=np.int64)
+    high = read_rows(location, array, rows).max()
     if array.dtype.kind == "f" and 0 < high <= 1:
-        raise DataError(f"images {array.path!r} of {path} are scaled to 0…{high}; convert them to 0…255")
+        raise DataError(f"images {array.path!r} of {location} are scaled to 0…{high}; convert them to 0…255")
 
 
 def check_shape(name: str, array: ZarrArray, feature: Feature) -> None:
@@ -164,40 +172,42 @@ def check_shape(name: str, array: ZarrArray, feature: Feature) -> None:
         )
 
 
-def check_episode_ends(path: Path, ends: np.ndarray) -> None:
+def check_episode_ends(location: Location, ends: np.ndarray) -> None:
     """Check that episode ends are int, one-dimensional, positive and strictly increasing.
 
     Raises:
         DataError: naming the first episode that breaks the rule.
     """
     if ends.ndim != 1 or ends.dtype.kind not in "iu" or len(ends) == 0:
-        raise DataError(f"episode_ends of {path} is {ends.dtype} {ends.shape}; it must be int64 (episodes,)")
+        raise DataError(f"episode_ends of {location} is {ends.dtype} {ends.shape}; it must be int64 (episodes,)")
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     bad = np.flatnonzero(lengths <= 0)
     if len(bad):
         raise DataError(
-            f"episode_ends of {path} is not strictly increasing: episode {bad[0]} would have "
+            f"episode_ends of {location} is not strictly increasing: episode {bad[0]} would have "
             f"{lengths[bad[0]]} steps; make the store again"
         )
 
 
-def check_lengths(path: Path, arrays: Iterable[ZarrArray], num_steps: int) -> None:
-    """Check that all arrays have as many rows as the episodes have steps.
+def check_lengths(location: Location, arrays: Iterable[ZarrArray], num_steps: int, spare: bool = False) -> None:
+    """Check that all arrays have as many rows as the episodes have steps, or more if ``spare``.
 
     Raises:
         DataError: if their lengths differ from each other or from ``num_steps``.
     """
     lengths = {array.path: array.shape[0] for array in arrays}
+    if spare and min(lengths.values()) >= num_steps:
+        return
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name}: {n}" for name, n in lengths.items())
         raise DataError(
-            f"arrays of {path} differ in length ({listed}); the store is incomplete, make it again"
+            f"arrays of {location} differ in length ({listed}); the store is incomplete, make it again"
         )
     length = next(iter(lengths.values()))
     if length != num_steps:
         what = "end beyond the data" if num_steps > length else "leave data over"
         raise DataError(
-            f"episode_ends of {path} {what}: the last is {num_steps}, the arrays have {length} steps; "
+            f"episode_ends of {location} {what}: the last is {num_steps}, the arrays have {length} steps; "
             "copy or make the store again"
         )
 
@@ -225,16 +235,17 @@ def _file_shape(array: ZarrArray) -> tuple[int, ...]:
     return array.shards or array.chunks
 
 
-def _grid(array: ZarrArray) -> list[range]:
-    return [range(-(-n // size)) for n, size in zip(array.shape, _file_shape(array), strict=True)]
+def _grid(array: ZarrArray, rows: int | None = None) -> list[range]:
+    shape = array.shape if rows is None else (rows, *array.shape[1:])
+    return [range(-(-n // size)) for n, size in zip(shape, _file_shape(array), strict=True)]
 
 
-def _chunk_file(path: Path, array: ZarrArray, block: tuple[int, ...]) -> Path:
-    return path / array.path / array.metadata.encode_chunk_key(block)
+def _chunk_file(array: ZarrArray, block: tuple[int, ...]) -> str:
+    return f"{array.path}/{array.metadata.encode_chunk_key(block)}"
 
 
 def _unreadable(
-    path: Path, array: ZarrArray, blocks: Iterator[tuple[int, ...]], error: Exception
+    location: Location, array: ZarrArray, blocks: Iterator[tuple[int, ...]], error: Exception
 ) -> DataError:
     """Find the first of ``blocks`` that fails on its own, and say so."""
     culprit = "one of its files"
@@ -242,7 +253,7 @@ def _unreadable(
         try:
             array[tuple(slice(i * n, (i + 1) * n) for i, n in zip(block, _file_shape(array), strict=True))]
         except Exception:
-            culprit = str(_chunk_file(path, array, block))
+            culprit = f"{location}/{_chunk_file(array, block)}"
             break
     return DataError(
         f"array {array.path!r}: {culprit} is corrupt or cut short ({error}); copy or make the store again"

@@ -9,6 +9,10 @@
       meta/episode_seed                int64 (N,): seed of the environment's reset, or -1
       meta/instruction_embeddings      float32 (K, E), if the store knows its instructions
 
+The attribute ``episodes`` is what counts: an append first extends the arrays, and then replaces the file that holds
+the attributes, in one step. Whatever the arrays hold beyond that number of episodes was never acknowledged, and
+readers leave it out.
+
 ``data`` and ``meta/episode_ends`` carry the names of Diffusion Policy's ``ReplayBuffer``, so its readers find
 their way here, and its stores are read in place with a `ReplayBufferLayout`.
 """
@@ -24,11 +28,12 @@ from typing import Any
 
 import numpy as np
 
+from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError
 from mode_policy.types import ACTION, Episode, Features, Task, feature_kind
 
-#: Version of the layout above. Readers refuse newer ones.
-SCHEMA_VERSION = 1
+#: Version of the layout above. Readers refuse newer ones, and `migrate` brings older ones up to it.
+SCHEMA_VERSION = 2
 
 EPISODE_ENDS = "meta/episode_ends"
 EPISODE_TASK = "meta/episode_task"
@@ -76,9 +81,10 @@ class ReplayBufferLayout:
             vector that is stored with several axes, such as keypoints ``(T, 9, 2)``, is flattened in C order;
             images stored as floats must hold 0…255.
         features: The features under the same keys: vectors are float32 ``(D,)``, images uint8 ``(H, W, 3)``.
-        fps: Control rate in Hz.
+        convention: What the numbers mean, the control rate included.
         task: The one task that the store demonstrates.
         provenance: Source and licence of the data.
+        image_orientation: How images are stored; they are delivered upright.
 
     Raises:
         DataError: on construction, if keys and features differ or a feature is malformed.
@@ -86,9 +92,10 @@ class ReplayBufferLayout:
 
     keys: Mapping[str, str]
     features: Features
-    fps: float
+    convention: Convention
     task: Task
     provenance: Provenance
+    image_orientation: Orientation = "upright"
 
     def __post_init__(self) -> None:
         check_features(self.features)
@@ -97,6 +104,32 @@ class ReplayBufferLayout:
                 f"the layout maps {sorted(self.keys)} but describes {sorted(self.features)}; "
                 "each feature needs exactly one array"
             )
+
+
+def migrate(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring a store's attributes up to `SCHEMA_VERSION`; nothing is written.
+
+    Raises:
+        DataError: if the version is newer, or none.
+    """
+    version = attributes.get("schema_version")
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise DataError(
+            f"schema version {version!r} is not known here, which reads up to {SCHEMA_VERSION}; upgrade "
+            "mode-policy"
+        )
+    new = dict(attributes)
+    if version == 1:
+        # Version 2 added the convention, the orientation of images, the profile and the number of episodes.
+        new |= {
+            "schema_version": 2,
+            "convention": Convention(fps=float(new.pop("fps"))).to_json(),
+            "image_orientation": "upright",
+            "profile": "train",
+            "episodes": None,
+        }
+        new["statistics"] = dict(new["statistics"]) | {"episodes": None}
+    return new
 
 
 def check_features(features: Features) -> None:

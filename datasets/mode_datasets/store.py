@@ -6,14 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 import zarr
 
 from mode_datasets import reading, schema
+from mode_datasets.frames import FrameReader, frame_reader
+from mode_datasets.location import Location, locate
+from mode_datasets.profiles import ProfileName
 from mode_datasets.schema import Provenance, ReplayBufferLayout
+from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.normalization import Statistics, compute_statistics, statistics_from_json
 from mode_policy.types import Episode, Feature, Features, InstructionTable, Task
@@ -27,9 +31,9 @@ class DemonstrationStore:
     """Demonstrations, opened by `open_store`. ``N`` episodes, ``T`` steps in all.
 
     Attributes:
-        path: The store's folder.
+        location: Where the store is.
         features: What each step holds.
-        fps: Control rate in Hz.
+        convention: What the numbers mean, the control rate included.
         episode_ends: int64 ``(N,)``, one past the last step of each episode.
         episode_tasks: int64 ``(N,)``, row of ``tasks``.
         episode_seeds: int64 ``(N,)``, seed of the environment's reset, or -1.
@@ -37,11 +41,14 @@ class DemonstrationStore:
         instruction_table: Embedded instructions, or None where the store knows none.
         statistics: Statistics of each low-dimensional feature over all episodes, raw units.
         provenance: Where the data come from.
+        profile: How images are written, see `mode_datasets.profiles`.
+        image_orientation: How images are stored; they are delivered upright.
+        notes: What was found and set right when the store was opened, for a person to read.
     """
 
-    path: Path
+    location: Location
     features: Features
-    fps: float
+    convention: Convention
     episode_ends: np.ndarray
     episode_tasks: np.ndarray
     episode_seeds: np.ndarray
@@ -49,8 +56,18 @@ class DemonstrationStore:
     instruction_table: InstructionTable | None
     statistics: Statistics
     provenance: Provenance
+    profile: ProfileName = "train"
+    image_orientation: Orientation = "upright"
+    notes: tuple[str, ...] = ()
     _arrays: Mapping[str, reading.ZarrArray]
+    _readers: Mapping[str, FrameReader | None]
     _vectors: Mapping[str, np.ndarray]
+
+    @property
+    def fps(self) -> float:
+        """Control rate in Hz."""
+        assert self.convention.fps is not None  # held by the writer and by `ReplayBufferLayout`
+        return self.convention.fps
 
     @property
     def num_episodes(self) -> int:
@@ -85,20 +102,36 @@ class DemonstrationStore:
         """Return all low-dimensional features, float32 ``(T, D)``; the store's own, not to be changed."""
         return dict(self._vectors)
 
-    def frames(self, key: str, steps: np.ndarray) -> np.ndarray:
-        """Read images at chosen steps (any order, repetitions allowed), uint8 ``(len(steps), H, W, 3)``.
+    def frames(self, key: str, steps: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Read images at chosen steps (any order, repetitions allowed), upright.
+
+        Args:
+            key: Of the camera.
+            steps: int ``(n,)`` in ``[0, T)``.
+            out: Where to put them, contiguous uint8 ``(n, H, W, 3)``; a new array by default.
 
         Raises:
-            DataError: if there is no such feature, or a chunk file cannot be decoded.
+            DataError: if there is no such feature, or a file is missing or damaged.
         """
-        return reading.read_images(self.path, self.array(key), steps)
+        shape = (len(steps), *self._feature(key).shape)
+        out = np.empty(shape, np.uint8) if out is None else out
+        reader = self._readers[key]
+        if reader is None:
+            out[:] = reading.read_images(self.location, self._arrays[key], steps)
+        else:
+            reader.read(steps, out)
+        if self.image_orientation == "upside_down":
+            out[:] = out[:, ::-1].copy()
+        elif self.image_orientation == "rotated_180":
+            out[:] = out[:, ::-1, ::-1].copy()
+        return out
 
     def all_frames(self, key: str) -> np.ndarray:
         """Read all images of a feature into memory, uint8 ``(T, H, W, 3)``; raises as `frames` does."""
         images = np.empty((self.num_steps, *self._feature(key).shape), dtype=np.uint8)
         for start in range(0, self.num_steps, _BLOCK):
             steps = np.arange(start, min(start + _BLOCK, self.num_steps))
-            images[steps] = self.frames(key, steps)
+            self.frames(key, steps, images[steps[0] : steps[-1] + 1])
         return images
 
     def episode(self, index: int) -> Episode:
@@ -108,7 +141,7 @@ class DemonstrationStore:
             DataError: if ``index`` is not in ``[0, N)``, or a chunk file cannot be decoded.
         """
         if not 0 <= index < self.num_episodes:
-            raise DataError(f"episode {index} of {self.path} does not exist; it has {self.num_episodes}")
+            raise DataError(f"episode {index} of {self.location} does not exist; it has {self.num_episodes}")
         steps = np.arange(self.episode_starts[index], self.episode_ends[index])
         arrays = {
             key: self._vectors[key][steps] if key in self._vectors else self.frames(key, steps)
@@ -131,7 +164,7 @@ class DemonstrationStore:
         lengths = self.episode_lengths
         counts = np.bincount(self.episode_tasks, minlength=len(self.tasks))
         return {
-            "path": str(self.path),
+            "path": str(self.location),
             "episodes": self.num_episodes,
             "steps": self.num_steps,
             "fps": self.fps,
@@ -144,108 +177,130 @@ class DemonstrationStore:
 
     def _feature(self, key: str) -> Feature:
         if key not in self.features:
-            raise DataError(f"{self.path} has no feature {key!r}.{did_you_mean(key, self.features)}")
+            raise DataError(f"{self.location} has no feature {key!r}.{did_you_mean(key, self.features)}")
         return self.features[key]
 
 
-def open_store(path: Path | str, layout: ReplayBufferLayout | None = None) -> DemonstrationStore:
+def open_store(
+    path: Path | str | Location, layout: ReplayBufferLayout | None = None, *, check_statistics: bool = True
+) -> DemonstrationStore:
     """Open a store and check all that can be checked without reading every image.
 
     Args:
-        path: Folder of a store that `StoreWriter` made, or of a foreign ``ReplayBuffer``.
+        path: Folder or address (``s3://…``, ``https://…``) of a store that `StoreWriter` made, or of a foreign
+            ``ReplayBuffer``.
         layout: Description of a foreign store, which is read in place and never written to.
+        check_statistics: Refuse a store whose statistics were computed from other data; if False, they are computed
+            anew and a note says so.
 
     Raises:
         DataError: naming what is wrong: a missing or foreign store, a newer schema, arrays whose lengths or
             shapes disagree, missing or corrupt files, objects, values that are not finite, or statistics that
             do not belong to the data.
     """
-    path = Path(path)
-    group = reading.open_group(path)
+    location = locate(path)
+    group = reading.open_group(location)
     if "schema_version" in group.attrs:
         if layout is not None:
-            raise DataError(f"{path} describes itself; open it without a layout")
-        return _open_native(path, group)
+            raise DataError(f"{location} describes itself; open it without a layout")
+        return _open_native(location, group, check_statistics)
     if layout is None:
         raise DataError(
-            f"{path} was not written by this package and does not say what its arrays mean: "
-            f"{', '.join(reading.array_names(path)) or 'it has none'}. Describe it with a "
+            f"{location} was not written by this package and does not say what its arrays mean: "
+            f"{', '.join(reading.array_names(location)) or 'it has none'}. Describe it with a "
             "`ReplayBufferLayout` (in a task's configuration: `dataset.keys`, such as "
             "`observation.state: state`)"
         )
-    return _open_foreign(path, group, layout)
+    return _open_foreign(location, group, layout)
 
 
-def _open_native(path: Path, group: zarr.Group) -> DemonstrationStore:
-    attributes: dict[str, Any] = dict(group.attrs)
-    version = attributes["schema_version"]
-    if not isinstance(version, int) or version > schema.SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {version!r}, this package reads up to {schema.SCHEMA_VERSION}; "
-            "upgrade the package"
-        )
+def _open_native(location: Location, group: zarr.Group, check_statistics: bool) -> DemonstrationStore:
+    try:
+        attributes = schema.migrate(dict(group.attrs))
+    except DataError as error:
+        raise DataError(f"{location}: {error}") from None
     try:
         features = {key: Feature.from_json(value) for key, value in attributes["features"].items()}
+        convention = Convention(**attributes["convention"])
         tasks = tuple(Task(**row) for row in attributes["tasks"])
         provenance = Provenance(**attributes["provenance"])
-        fps = float(attributes["fps"])
-        statistics = statistics_from_json(attributes["statistics"]["values"])
-        computed_from = attributes["statistics"]["computed_from"]
+        orientation, profile = attributes["image_orientation"], attributes["profile"]
+        if orientation not in get_args(Orientation) or convention.fps is None:
+            raise ValueError(f"image_orientation {orientation!r}, fps {convention.fps}")
+        episodes = attributes["episodes"]
+        kept = attributes["statistics"]
+        statistics = {} if kept is None else statistics_from_json(kept["values"])
         instructions = attributes["instructions"]
         encoder, texts = (instructions["encoder"], tuple(instructions["texts"])) if instructions else ("", ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"the attributes of {path} are damaged ({type(error).__name__}: {error}); make the store again"
+            f"the attributes of {location} are damaged ({type(error).__name__}: {error}); make the store again"
         ) from error
     schema.check_features(features)
-    ends, arrays, vectors = _read_data(path, group, {key: key for key in features}, features)
-    if schema.fingerprint(vectors) != computed_from:
-        raise DataError(
-            f"statistics of {path} were computed from other data than it holds; make the store again"
-        )
+    ends, arrays, vectors, notes = _read_data(location, group, {k: k for k in features}, features, episodes)
     episode_tasks, episode_seeds = (
-        reading.read_array(path, reading.open_array(group, path, name))
+        reading.read_array(location, reading.open_array(group, location, name), episodes)
         for name in (schema.EPISODE_TASK, schema.EPISODE_SEED)
     )
     if not len(episode_tasks) == len(episode_seeds) == len(ends):
         raise DataError(
-            f"{path} has {len(ends)} episodes, but tasks for {len(episode_tasks)} and seeds for "
+            f"{location} has {len(ends)} episodes, but tasks for {len(episode_tasks)} and seeds for "
             f"{len(episode_seeds)}; make the store again"
         )
     unknown = np.flatnonzero((episode_tasks < 0) | (episode_tasks >= len(tasks)))
     if len(unknown):
         raise DataError(
-            f"episode {unknown[0]} of {path} has task {episode_tasks[unknown[0]]}, the table has "
+            f"episode {unknown[0]} of {location} has task {episode_tasks[unknown[0]]}, the table has "
             f"{len(tasks)}; make the store again"
         )
+    unfinished = kept is None or (kept["episodes"] is not None and kept["episodes"] != len(ends))
+    if unfinished:
+        notes.append("its last writer did not finish: statistics were computed from what is there")
+    elif schema.fingerprint(vectors) != kept["computed_from"]:
+        if check_statistics:
+            raise DataError(
+                f"statistics of {location} were computed from other data than it holds. If the data are right, "
+                f"renew them with: mode-data stats {location} --write"
+            )
+        notes.append("its statistics were computed from other data, and were computed anew")
+        unfinished = True
     table = None
     if texts:
-        embeddings = reading.read_array(path, reading.open_array(group, path, schema.INSTRUCTION_EMBEDDINGS))
+        embeddings = reading.read_array(
+            location, reading.open_array(group, location, schema.INSTRUCTION_EMBEDDINGS)
+        )
         table = InstructionTable(
             encoder=encoder, instructions=texts, embeddings=torch.as_tensor(embeddings, dtype=torch.float32)
         )
+        if not {task.instruction for task in tasks} <= set(texts):
+            notes.append("its instruction embeddings do not cover all tasks, and were left out")
+            table = None
     return DemonstrationStore(
-        path=path,
+        location=location,
         features=features,
-        fps=fps,
+        convention=convention,
         episode_ends=ends,
         episode_tasks=episode_tasks,
         episode_seeds=episode_seeds,
         tasks=tasks,
         instruction_table=table,
-        statistics=statistics,
+        statistics=compute_statistics(vectors) if unfinished else statistics,
         provenance=provenance,
+        profile=cast("ProfileName", profile),
+        image_orientation=cast("Orientation", orientation),
+        notes=tuple(notes),
         _arrays=arrays,
+        _readers=_readers(location, arrays, features),
         _vectors=vectors,
     )
 
 
-def _open_foreign(path: Path, group: zarr.Group, layout: ReplayBufferLayout) -> DemonstrationStore:
-    ends, arrays, vectors = _read_data(path, group, layout.keys, layout.features)
+def _open_foreign(location: Location, group: zarr.Group, layout: ReplayBufferLayout) -> DemonstrationStore:
+    ends, arrays, vectors, _ = _read_data(location, group, layout.keys, layout.features, None)
     return DemonstrationStore(
-        path=path,
+        location=location,
         features=dict(layout.features),
-        fps=layout.fps,
+        convention=layout.convention,
         episode_ends=ends,
         episode_tasks=np.zeros(len(ends), dtype=np.int64),
         episode_seeds=np.full(len(ends), -1, dtype=np.int64),
@@ -253,27 +308,52 @@ def _open_foreign(path: Path, group: zarr.Group, layout: ReplayBufferLayout) -> 
         instruction_table=None,
         statistics=compute_statistics(vectors),
         provenance=layout.provenance,
+        image_orientation=layout.image_orientation,
         _arrays=arrays,
+        _readers=_readers(location, arrays, layout.features),
         _vectors=vectors,
     )
 
 
+def _readers(
+    location: Location, arrays: Mapping[str, reading.ZarrArray], features: Features
+) -> dict[str, FrameReader | None]:
+    return {
+        key: frame_reader(location, arrays[key]) if arrays[key].dtype == np.uint8 else None
+        for key in schema.image_keys(features)
+    }
+
+
 def _read_data(
-    path: Path, group: zarr.Group, keys: Mapping[str, str], features: Features
-) -> tuple[np.ndarray, dict[str, reading.ZarrArray], dict[str, np.ndarray]]:
-    """Open and check all arrays, cheapest checks first; return episode ends, arrays and loaded vectors."""
-    ends = reading.read_array(path, reading.open_array(group, path, schema.EPISODE_ENDS))
-    reading.check_episode_ends(path, ends)
+    location: Location,
+    group: zarr.Group,
+    keys: Mapping[str, str],
+    features: Features,
+    episodes: int | None,
+) -> tuple[np.ndarray, dict[str, reading.ZarrArray], dict[str, np.ndarray], list[str]]:
+    """Open and check all arrays, cheapest checks first; return episode ends, arrays, loaded vectors and notes."""
+    ends = reading.read_array(location, reading.open_array(group, location, schema.EPISODE_ENDS), episodes)
+    reading.check_episode_ends(location, ends)
+    if episodes is not None and len(ends) < episodes:
+        raise DataError(
+            f"{location} has {episodes} episodes, but ends for {len(ends)}; copy or make the store again"
+        )
     ends = ends.astype(np.int64)
-    arrays = {key: reading.open_array(group, path, f"data/{keys[key]}") for key in features}
+    steps = int(ends[-1])
+    arrays = {key: reading.open_array(group, location, f"data/{keys[key]}") for key in features}
     for key, array in arrays.items():
         reading.check_shape(key, array, features[key])
-    reading.check_lengths(path, arrays.values(), int(ends[-1]))
+    reading.check_lengths(location, arrays.values(), steps, spare=episodes is not None)
+    notes = []
+    if spare := max(array.shape[0] for array in arrays.values()) - steps:
+        notes.append(f"{spare} steps of an episode that was never acknowledged were dropped")
     for key in schema.image_keys(features):
-        reading.check_images(path, arrays[key])
+        reading.check_images(location, arrays[key], steps)
     vectors = {
-        key: reading.read_array(path, arrays[key]).astype(np.float32, copy=False).reshape(ends[-1], -1)
+        key: reading.read_array(location, arrays[key], steps)
+        .astype(np.float32, copy=False)
+        .reshape(steps, -1)
         for key in schema.vector_keys(features)
     }
     reading.check_finite(vectors, ends)
-    return ends, arrays, vectors
+    return ends, arrays, vectors, notes

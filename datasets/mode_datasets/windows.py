@@ -149,7 +149,7 @@ def _choose_episodes(store: DemonstrationStore, episodes: np.ndarray | None) -> 
     episodes = np.asarray(episodes, dtype=np.int64)
     bad = episodes[(episodes < 0) | (episodes >= store.num_episodes)]
     if len(bad):
-        raise DataError(f"episode {bad[0]} of {store.path} does not exist; it has {store.num_episodes}")
+        raise DataError(f"episode {bad[0]} of {store.location} does not exist; it has {store.num_episodes}")
     if len(episodes) == 0 or len(np.unique(episodes)) < len(episodes):
         raise DataError(f"{len(episodes)} episodes were chosen; choose at least one, and each only once")
     return episodes
@@ -159,6 +159,6 @@ def _choose(store: DemonstrationStore, keys: Sequence[str], known: Sequence[str]
     for key in keys:
         if key not in known:
             raise DataError(
-                f"{store.path} cannot deliver {key!r} here.{did_you_mean(key, known) if known else ''}"
+                f"{store.location} cannot deliver {key!r} here.{did_you_mean(key, known) if known else ''}"
             )
     return tuple(keys)

@@ -27,6 +27,7 @@ from mode_policy.apps.cli import console
 from mode_policy.apps.config import DatasetConfig, TaskConfig
 from mode_policy.apps.progress import bar
 from mode_policy.config import PolicyConfig
+from mode_policy.convention import Convention
 from mode_policy.encoders.language import embed_instructions
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import Batch, Feature, feature_kind
@@ -96,7 +97,7 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
     return ReplayBufferLayout(
         keys=config.keys,
         features={k: Feature.from_json(f) for k, f in config.features.items()},
-        fps=config.fps,
+        convention=Convention(fps=config.fps),
         task=env_tasks(task)[0].task,
         provenance=Provenance(source=config.url or config.path, licence=config.licence or "unknown"),
     )
@@ -137,7 +138,7 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
     )
     described = features(tasks[0].env_id)
     with (
-        StoreWriter(path, described, control_rate(tasks[0]), provenance) as writer,
+        StoreWriter(path, described, Convention(fps=control_rate(tasks[0])), provenance) as writer,
         bar("collecting", "demonstrations") as progress,
     ):
         collection = collect(

@@ -11,6 +11,7 @@ import torch
 
 from mode_datasets import Provenance, StoreWriter
 from mode_envs import env_task, features
+from mode_policy.convention import Convention
 from mode_policy.types import ACTION, STATE, Episode, InstructionTable
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,8 @@ def reach_store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "reach.zarr"
     task = env_task("reach-v3")
     rng = np.random.default_rng(0)
-    with StoreWriter(path, features(task.env_id), 80.0, Provenance(source="test", licence="MIT")) as writer:
+    provenance = Provenance(source="test", licence="MIT")
+    with StoreWriter(path, features(task.env_id), Convention(fps=80.0), provenance) as writer:
         for seed in range(12):
             steps = int(rng.integers(8, 20))
             state = rng.normal(size=(steps, 39)).astype(np.float32)

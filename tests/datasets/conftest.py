@@ -11,12 +11,14 @@ import pytest
 import zarr
 
 from mode_datasets import DemonstrationStore, Provenance, StoreWriter, open_store
+from mode_policy.convention import Convention
 from mode_policy.types import ACTION, STATE, Episode, Feature, Features, InstructionTable, Task
 
 CAMERA = "observation.images.front"
 VECTORS: Features = {STATE: Feature(shape=(3,), names=("x", "y", "z"), unit="m"), ACTION: Feature(shape=(2,))}
 WITH_IMAGES: Features = {**VECTORS, CAMERA: Feature(shape=(4, 5, 3), dtype="uint8")}
 TASKS = (Task(name="push", instruction="push the puck"), Task(name="reach", instruction="reach the goal"))
+CONVENTION = Convention(fps=20.0)
 PROVENANCE = Provenance(source="test", licence="MIT", command="pytest")
 
 
@@ -49,7 +51,7 @@ def write(
     instructions: InstructionTable | None = None,
 ) -> None:
     """Write a store the ordinary way."""
-    with StoreWriter(path, features, fps, PROVENANCE, overwrite=overwrite) as writer:
+    with StoreWriter(path, features, Convention(fps=fps), PROVENANCE, overwrite=overwrite) as writer:
         for episode in episodes:
             writer.append(episode)
         if instructions is not None:

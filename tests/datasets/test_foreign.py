@@ -13,6 +13,7 @@ import zarr
 
 from mode_datasets import Provenance, ReplayBufferLayout, open_store
 from mode_policy.errors import DataError
+from mode_policy.convention import Convention
 from mode_policy.types import ACTION, STATE, Feature, Task
 
 from .conftest import CAMERA, PROVENANCE, VECTORS, WITH_IMAGES, make_episodes, rewrite, write
@@ -20,7 +21,7 @@ from .conftest import CAMERA, PROVENANCE, VECTORS, WITH_IMAGES, make_episodes, r
 LAYOUT = ReplayBufferLayout(
     keys={STATE: "state", ACTION: "action", CAMERA: "img"},
     features=WITH_IMAGES,
-    fps=10.0,
+    convention=Convention(fps=10.0),
     task=Task(name="push", instruction="push the puck"),
     provenance=Provenance(source="elsewhere", licence="MIT"),
 )
@@ -68,7 +69,7 @@ def test_foreign_stores_are_read_in_place(foreign: Path) -> None:
 def layout(keys: dict[str, str], **features: Feature) -> ReplayBufferLayout:
     described = {STATE: VECTORS[STATE], ACTION: VECTORS[ACTION], **features}
     return ReplayBufferLayout(
-        keys=keys, features=described, fps=10.0, task=LAYOUT.task, provenance=PROVENANCE
+        keys=keys, features=described, convention=Convention(fps=10.0), task=LAYOUT.task, provenance=PROVENANCE
     )
 
 
@@ -137,7 +138,7 @@ def test_push_t_is_read_in_place(pusht_path: Path) -> None:
             ACTION: Feature(shape=(2,), unit="px"),
             CAMERA: Feature(shape=(96, 96, 3), dtype="uint8"),
         },
-        fps=10.0,
+        convention=Convention(fps=10.0),
         task=Task(name="pusht", instruction="push the T onto its outline"),
         provenance=Provenance(source="Diffusion Policy, arXiv 2303.04137", licence="MIT"),
     )

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zarr
 
-import mode_datasets.writer
+import mode_datasets.columns
+import mode_datasets.profiles
 from mode_datasets import DemonstrationStore, open_store
 from mode_policy.errors import DataError
 from mode_policy.types import ACTION, STATE
@@ -22,14 +23,14 @@ MakeStore = Callable[..., DemonstrationStore]
 
 @pytest.fixture(autouse=True)
 def _several_files_per_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mode_datasets.writer, "SHARD_FRAMES", 4)
-    monkeypatch.setattr(mode_datasets.writer, "VECTOR_CHUNK_BYTES", 48)
+    monkeypatch.setattr(mode_datasets.profiles, "SHARD_FRAMES", 4)
+    monkeypatch.setattr(mode_datasets.columns, "VECTOR_BYTES", 48)
 
 
 @pytest.fixture
 def path(make_store: MakeStore) -> Path:
     """A store of 10 steps in 3 episodes."""
-    return make_store([3, 5, 2], WITH_IMAGES).path
+    return make_store([3, 5, 2], WITH_IMAGES).location.path
 
 
 def set_attributes(path: Path, **attributes: Any) -> None:
@@ -52,13 +53,21 @@ def test_other_folders_are_not_stores(tmp_path: Path, content: str | None) -> No
 
 
 def test_newer_schemas_are_refused(path: Path) -> None:
-    set_attributes(path, schema_version=2)
-    with pytest.raises(DataError, match=r"schema version 2.*up to 1.*upgrade"):
+    set_attributes(path, schema_version=3)
+    with pytest.raises(DataError, match=r"schema version 3.*up to 2.*upgrade"):
         open_store(path)
 
 
 @pytest.mark.parametrize(
-    "damage", [{"features": None}, {"tasks": [{"nom": "x"}]}, {"statistics": {}}, {"fps": "fast"}]
+    "damage",
+    [
+        {"features": None},
+        {"tasks": [{"nom": "x"}]},
+        {"statistics": {}},
+        {"convention": {"fps": None}},
+        {"convention": {"speed": 3}},
+        {"image_orientation": "sideways"},
+    ],
 )
 def test_damaged_attributes_are_refused(path: Path, damage: dict[str, Any]) -> None:
     set_attributes(path, **damage)
@@ -79,8 +88,9 @@ def test_missing_arrays_are_named(path: Path) -> None:
         ([8, 3, 10], "episode 1 would have -5 steps"),
         ([0, 8, 10], "episode 0 would have 0 steps"),
         ([3, 8, 12], "end beyond the data: the last is 12, the arrays have 10"),
-        ([3, 8, 9], "leave data over: the last is 9, the arrays have 10"),
+        ([3, 8, 9], "computed from other data than it holds"),
         ([], "it must be int64"),
+        ([3, 10], "has 3 episodes, but ends for 2"),
         ([3.0, 8.0, 10.0], "float64"),
     ],
 )

@@ -11,7 +11,8 @@ import torch
 import zarr
 from rich.console import Console
 
-import mode_datasets.writer
+import mode_datasets.columns
+import mode_datasets.profiles
 from mode_datasets import describe, find_stores, open_store
 from mode_policy.errors import DataError
 from mode_policy.normalization import compute_statistics
@@ -23,8 +24,8 @@ from .conftest import CAMERA, PROVENANCE, TASKS, VECTORS, WITH_IMAGES, make_epis
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     # 7 does not divide the episodes below: shards hold parts of several episodes, the last is not full.
-    monkeypatch.setattr(mode_datasets.writer, "SHARD_FRAMES", 7)
-    monkeypatch.setattr(mode_datasets.writer, "VECTOR_CHUNK_BYTES", 64)
+    monkeypatch.setattr(mode_datasets.profiles, "SHARD_FRAMES", 7)
+    monkeypatch.setattr(mode_datasets.columns, "VECTOR_BYTES", 64)
 
 
 def embed(*instructions: str) -> InstructionTable:

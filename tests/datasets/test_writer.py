@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mode_datasets.writer
+import mode_datasets.profiles
 from mode_datasets import StoreWriter, open_store
+from mode_policy.convention import Convention
 from mode_policy.errors import DataError
 from mode_policy.types import ACTION, STATE, Episode, Feature, Task
 
-from .conftest import CAMERA, PROVENANCE, VECTORS, WITH_IMAGES, make_episodes, write
+from .conftest import CAMERA, CONVENTION, PROVENANCE, VECTORS, WITH_IMAGES, make_episodes, write
 
 
 def writer_of(path: Path, overwrite: bool = False) -> StoreWriter:
-    return StoreWriter(path, WITH_IMAGES, 20.0, PROVENANCE, overwrite=overwrite)
+    return StoreWriter(path, WITH_IMAGES, CONVENTION, PROVENANCE, overwrite=overwrite)
 
 
 def changed(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Episode:
@@ -69,7 +70,7 @@ def test_bad_episodes_are_refused_and_the_writer_goes_on(
 
 
 def test_images_do_not_pile_up_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mode_datasets.writer, "SHARD_FRAMES", 8)
+    monkeypatch.setattr(mode_datasets.profiles, "SHARD_FRAMES", 8)
     with writer_of(tmp_path / "demo.zarr") as writer:
         writer.append(make_episodes([20], WITH_IMAGES)[0])
         written = [p for p in tmp_path.glob(f".*/data/{CAMERA}/c/**/*") if p.is_file()]
@@ -97,12 +98,14 @@ def test_one_task_has_one_instruction(tmp_path: Path) -> None:
 )
 def test_bad_features_are_refused(tmp_path: Path, features: dict[str, Feature], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        StoreWriter(tmp_path / "demo.zarr", features, 20.0, PROVENANCE)
+        StoreWriter(tmp_path / "demo.zarr", features, CONVENTION, PROVENANCE)
 
 
 def test_rates_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fps is 0"):
-        StoreWriter(tmp_path / "demo.zarr", VECTORS, 0, PROVENANCE)
+        StoreWriter(tmp_path / "demo.zarr", VECTORS, Convention(fps=0), PROVENANCE)
+    with pytest.raises(DataError, match="does not give the control rate"):
+        StoreWriter(tmp_path / "demo.zarr", VECTORS, Convention(), PROVENANCE)
 
 
 def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
@@ -177,11 +180,11 @@ def test_a_store_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
-        import sys, time, mode_datasets.writer
+        import sys, time, mode_datasets.profiles, mode_datasets.writer
         from pathlib import Path
-        from tests.datasets.conftest import PROVENANCE, WITH_IMAGES, make_episodes
-        mode_datasets.writer.SHARD_FRAMES = 8
-        with mode_datasets.writer.StoreWriter(Path(sys.argv[1]), WITH_IMAGES, 20.0, PROVENANCE) as writer:
+        from tests.datasets.conftest import CONVENTION, PROVENANCE, WITH_IMAGES, make_episodes
+        mode_datasets.profiles.SHARD_FRAMES = 8
+        with mode_datasets.writer.StoreWriter(Path(sys.argv[1]), WITH_IMAGES, CONVENTION, PROVENANCE) as writer:
             for episode in make_episodes([20, 20], WITH_IMAGES):
                 writer.append(episode)
             print("written", flush=True)
@@ -196,7 +199,7 @@ def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
         assert process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
     assert not path.exists()
-    assert [p.name for p in tmp_path.iterdir()] == [f".demo.zarr.partial-{process.pid}"]
+    assert [p.name for p in tmp_path.iterdir()] == [".demo.zarr.partial"]
     write(path, make_episodes([3], WITH_IMAGES), WITH_IMAGES)
     assert open_store(path).num_steps == 3
 
