@@ -1,6 +1,7 @@
 """What the numbers of a robot's data mean beyond their shape, and whether two sides mean the same.
 
-Demonstrations, policies and environments each carry a `Convention`. Where two of them meet, `differences` finds
+Demonstrations, policies and environments each carry a `Convention`. Where two of them meet, `differences`
+finds
 what would otherwise show as a robot that moves the wrong way: a gripper that opens where the data closed it,
 deltas taken for positions, images upside down, another control rate.
 """
@@ -32,8 +33,8 @@ class Convention:
         action_frame: What they are expressed in.
         action_scale: Physical size of 1.0 of each action dimension, in the action feature's unit; empty if
             actions are in that unit already or the scale is not known.
-        gripper: Meaning of the last action dimension: ``plus_closes`` is −1 open, +1 closed; ``one_closes`` is 0
-            open, 1 closed; ``none`` if it is not a gripper.
+        gripper: Meaning of the last action dimension: ``plus_closes`` is −1 open, +1 closed; ``one_closes``
+            is 0 open, 1 closed; ``none`` if it is not a gripper.
         fps: Control rate in Hz, or None.
 
     Raises:

@@ -14,7 +14,7 @@ Leading axes: ``T`` time steps in an episode; ``B, H`` batch and history in an `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -144,13 +144,17 @@ class Observation:
         """Number of samples B."""
         return next(iter([*self.states.values(), *self.images.values()])).shape[0]
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Observation:
+        """Return a copy with ``change`` applied to each tensor."""
+        return Observation(
+            states={k: change(v) for k, v in self.states.items()},
+            images={k: change(v) for k, v in self.images.items()},
+            instruction=None if self.instruction is None else change(self.instruction),
+        )
+
     def to(self, device: torch.device | str) -> Observation:
         """Return a copy whose tensors are on ``device``."""
-        return Observation(
-            states={k: v.to(device, non_blocking=True) for k, v in self.states.items()},
-            images={k: v.to(device, non_blocking=True) for k, v in self.images.items()},
-            instruction=None if self.instruction is None else self.instruction.to(device, non_blocking=True),
-        )
+        return self.map(lambda x: x.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +172,21 @@ class Batch:
     actions: Tensor
     action_is_pad: Tensor
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a copy with ``change`` applied to each tensor."""
+        return Batch(
+            observation=self.observation.map(change),
+            actions=change(self.actions),
+            action_is_pad=change(self.action_is_pad),
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """Return a copy whose tensors are on ``device``."""
-        return Batch(
-            observation=self.observation.to(device),
-            actions=self.actions.to(device, non_blocking=True),
-            action_is_pad=self.action_is_pad.to(device, non_blocking=True),
-        )
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Return a copy in memory that a GPU reads from directly."""
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True, kw_only=True)

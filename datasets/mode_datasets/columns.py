@@ -62,7 +62,9 @@ class Column:
         self._array.resize((self.rows, *self._array.shape[1:]))
         self._array[self._start :] = self._buffer[: self._filled]
         self._written = self._filled
-        key = self._array.metadata.encode_chunk_key((self._start // self._block, *(0,) * (self._array.ndim - 1)))
+        key = self._array.metadata.encode_chunk_key(
+            (self._start // self._block, *(0,) * (self._array.ndim - 1))
+        )
         sync(self._root / self._array.path / key)
         sync(self._root / self._array.path / "zarr.json")
 

@@ -1,8 +1,8 @@
 """Random access to frames: the fast path beside zarr's own reading, and equal to it bit for bit.
 
-Reading one small chunk through zarr costs about a millisecond, whatever its codec; most of that is bookkeeping
-that never changes. Here a shard's index is read once, and a frame is then one ``pread``, one checksum and one
-decompression straight into the batch.
+Reading one small chunk through zarr costs about a millisecond, whatever its codec; most of that is
+bookkeeping that never changes. Here a shard's index is read once, and a frame is then one ``pread``, one
+checksum and one decompression straight into the batch.
 
 Legend: T frames of the array, n frames asked for.
 """
@@ -24,6 +24,10 @@ from mode_policy.errors import DataError
 
 #: Files that one reader keeps open.
 MAX_OPEN_FILES = 64
+
+# Chunks are small: handing one to Blosc's threads costs more than decoding it, and they do not survive a
+# fork.
+numcodecs.blosc.use_threads = False
 
 #: Marks a chunk that was never written, in a shard's index.
 _ABSENT = 2**64 - 1
@@ -88,11 +92,7 @@ class FrameReader:
         chunk_of, offset_of = np.divmod(steps, self.chunk_frames)
         chunks, first, inverse = np.unique(chunk_of, return_index=True, return_inverse=True)
         wanted = [self._range(int(chunk)) for chunk in chunks]
-        buffers = self.location.read([w for w in wanted if w is not None])
-        while len(self._open) > MAX_OPEN_FILES:
-            _, (oldest, _) = self._open.popitem(last=False)
-            oldest.close()
-        stored = iter(buffers)
+        stored = self.location.read([w for w in wanted if w is not None])
         scratch = np.empty((self.chunk_frames, *frame), self.dtype) if self.chunk_frames > 1 else None
         for i, chunk in enumerate(chunks):
             target = out[first[i]] if scratch is None else scratch
@@ -105,6 +105,9 @@ class FrameReader:
                 out[rows] = scratch[offset_of[rows]]
         if scratch is None and len(chunks) < len(steps):
             out[:] = out[first[inverse]]
+        while len(self._open) > MAX_OPEN_FILES:
+            _, (oldest, _) = self._open.popitem(last=False)
+            oldest.close()
         return out
 
     def close(self) -> None:
@@ -137,11 +140,11 @@ class FrameReader:
         return entry
 
     def _index(self, number: int, handle: Handle) -> list[list[int]]:
-        """Read a shard's index: offset and length of each chunk, then their CRC-32C (zarr 3, section sharding)."""
+        """Read a shard's index: offset and length of each chunk, then a CRC-32C (zarr 3, sharding)."""
         size = 16 * (self.shard_frames // self.chunk_frames)
         start = handle.size - size - 4
-        raw = self.location.read([(handle, start, size + 4)])[0] if start >= 0 else b""
-        if len(raw) != size + 4 or _checksum(raw[:-4]) != raw[-4:]:
+        raw = next(self.location.read([(handle, start, size + 4)])) if start >= 0 else b""
+        if len(raw) != size + 4 or not intact(raw):
             raise self._damaged(number, "its index is cut short or damaged")
         index = np.frombuffer(raw, "<u8", size // 8).reshape(-1, 2)
         inside = (index[:, 0] == _ABSENT) | (index.sum(1) <= start)
@@ -164,7 +167,7 @@ class FrameReader:
         )
 
 
-def decode(codecs: Sequence[str], data: bytes, target: np.ndarray) -> None:
+def decode(codecs: Sequence[str], data: bytes | memoryview, target: np.ndarray) -> None:
     """Undo a chunk's codecs and put its values into ``target``, a contiguous array.
 
     Raises:
@@ -172,9 +175,9 @@ def decode(codecs: Sequence[str], data: bytes, target: np.ndarray) -> None:
     """
     for codec in codecs:
         if codec == "crc32c":
-            if _checksum(data[:-4]) != data[-4:]:
+            if not intact(data):
                 raise ValueError("wrong checksum")
-            data = data[:-4]
+            data = memoryview(data)[:-4]
         elif codec == "blosc":
             size = int.from_bytes(data[4:8], "little")  # of the decompressed data, see Blosc's chunk format
             if size != target.nbytes:
@@ -193,8 +196,12 @@ def decode(codecs: Sequence[str], data: bytes, target: np.ndarray) -> None:
     target.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
 
 
-def _checksum(data: bytes) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(4, "little")
+def intact(data: bytes | memoryview) -> bool:
+    """Whether the last four bytes are the CRC-32C of those before.
+
+    The checksum of data followed by its own checksum is always the same number, so nothing has to be cut off.
+    """
+    return int(google_crc32c.value(bytes(data))) == 0x48674BC7
 
 
 def frame_reader(location: Location, array: zarr.Array[Any]) -> FrameReader | None:
@@ -205,14 +212,13 @@ def frame_reader(location: Location, array: zarr.Array[Any]) -> FrameReader | No
     if array.chunks[1:] != array.shape[1:] or np.any(array.fill_value != 0):
         return None
     outer = list(metadata.codecs)
-    sharded = isinstance(outer[0], ShardingCodec)
-    if sharded:
-        sharding = outer[0]
+    sharding = outer[0] if isinstance(outer[0], ShardingCodec) else None
+    if sharding is not None:
         if len(outer) > 1 or sharding.index_location != "end":
             return None
         if [type(c) for c in sharding.index_codecs] != [BytesCodec, Crc32cCodec]:
             return None
-    names = _decoding_order(sharding.codecs if sharded else outer)
+    names = _decoding_order(sharding.codecs if sharding is not None else outer)
     if names is None:
         return None
     shard_frames = (array.shards or array.chunks)[0]
@@ -222,12 +228,20 @@ def frame_reader(location: Location, array: zarr.Array[Any]) -> FrameReader | No
         for i in range(-(-array.shape[0] // shard_frames))
     ]
     return FrameReader(
-        location, array.path, array.shape, array.dtype, array.chunks[0], shard_frames, files, names, sharded
+        location,
+        array.path,
+        array.shape,
+        array.dtype,
+        array.chunks[0],
+        shard_frames,
+        files,
+        names,
+        sharding is not None,
     )
 
 
 def _decoding_order(codecs: Sequence[Any]) -> list[str] | None:
-    """Return the names of codecs from last to first, or None if one of them (or their order) is not known here."""
+    """Return the names of codecs from last to first, or None if one (or the order) is not known here."""
     serializer, *compressors = codecs
     names = []
     for codec in reversed(compressors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -43,6 +44,18 @@ def find_stores(root: Path | str) -> list[Path]:
 def disk_usage(path: Path | str) -> int:
     """Return the size of all files below a folder, in bytes."""
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
+def episode_digests(store: DemonstrationStore) -> list[bytes]:
+    """Return a SHA-256 of each episode's instruction and vectors: equal ones are the same demonstration."""
+    vectors = store.vectors()
+    digests = []
+    for a, b, task in zip(store.episode_starts, store.episode_ends, store.episode_tasks, strict=True):
+        digest = hashlib.sha256(store.tasks[task].instruction.encode())
+        for key in sorted(vectors):
+            digest.update(vectors[key][a:b].tobytes())
+        digests.append(digest.digest())
+    return digests
 
 
 def describe(store: DemonstrationStore) -> RenderableType:

@@ -1,9 +1,9 @@
-"""Where a store's files are: a local folder, or an address that `fsspec` opens (``s3://``, ``https://``, …)."""
+"""Where a store's files are: a local folder, or an address that `fsspec` opens (``s3://``, ``https://``)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,9 @@ import fsspec
 import zarr.storage
 
 from mode_policy.errors import ConfigError, DataError
+
+#: Kinds of addresses that `obstore` serves; it finds credentials in the environment (``AWS_…``).
+OBJECT_STORES = ("s3", "s3a", "gs", "az", "abfs")
 
 
 class Handle(Protocol):
@@ -47,7 +50,7 @@ class Location(Protocol):
         """
         ...
 
-    def read(self, wanted: Sequence[tuple[Any, int, int]]) -> list[bytes]:
+    def read(self, wanted: Sequence[tuple[Any, int, int]]) -> Iterator[bytes]:
         """Read ranges ``(handle, start, length)``; a range past the end of its file comes back short."""
         ...
 
@@ -56,7 +59,7 @@ def locate(path: Path | str | Location) -> Location:
     """Return the location behind a path or an address such as ``s3://bucket/pusht.zarr``.
 
     Raises:
-        ConfigError: if the package that serves this kind of address is not installed.
+        ConfigError: if no package serves this kind of address, or it is not installed.
     """
     if not isinstance(path, Path | str):
         return path
@@ -64,7 +67,7 @@ def locate(path: Path | str | Location) -> Location:
         return LocalFolder(Path(path))
     try:
         return RemoteFolder(str(path))
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be opened: {error}. Install it with: pip install 'mode-policy[remote]'"
         ) from error
@@ -105,9 +108,12 @@ class LocalFolder:
         """Open a file."""
         return _LocalFile(self.path / file)
 
-    def read(self, wanted: Sequence[tuple[_LocalFile, int, int]]) -> list[bytes]:
-        """Read ranges; ``pread`` moves no file position, so forked readers may share a descriptor."""
-        return [os.pread(handle.descriptor, length, start) for handle, start, length in wanted]
+    def read(self, wanted: Sequence[tuple[_LocalFile, int, int]]) -> Iterator[bytes]:
+        """Read ranges one by one, so that each is decoded while it is in the processor's cache.
+
+        ``pread`` moves no file position: forked readers may share a descriptor.
+        """
+        return (os.pread(handle.descriptor, length, start) for handle, start, length in wanted)
 
 
 class _RemoteFile:
@@ -124,6 +130,11 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        protocol = self.url.partition("://")[0]
+        if protocol in OBJECT_STORES:
+            from obstore.fsspec import register
+
+            register(protocol)
         self.files, self.root = fsspec.core.url_to_fs(self.url)
 
     def __str__(self) -> str:
@@ -136,6 +147,11 @@ class RemoteFolder:
 
     def zarr_store(self) -> zarr.storage.StoreLike:
         """Return a read-only store over the address."""
+        if self.url.partition("://")[0] in OBJECT_STORES:
+            # Its adapter to fsspec does not know the ranges from a file's end, which a shard's index needs.
+            from obstore.store import from_url
+
+            return zarr.storage.ObjectStore(from_url(self.url), read_only=True)
         return zarr.storage.FsspecStore.from_url(self.url, read_only=True)
 
     def exists(self, file: str = "") -> bool:
@@ -151,11 +167,11 @@ class RemoteFolder:
             raise DataError(f"{path}: the server does not tell its size; copy the store to a disk")
         return _RemoteFile(path, size)
 
-    def read(self, wanted: Sequence[tuple[_RemoteFile, int, int]]) -> list[bytes]:
+    def read(self, wanted: Sequence[tuple[_RemoteFile, int, int]]) -> Iterator[bytes]:
         """Fetch ranges, several at once."""
         if not wanted:
-            return []
+            return iter(())
         paths = [handle.path for handle, _, _ in wanted]
         starts = [start for _, start, _ in wanted]
         ends = [start + length for _, start, length in wanted]
-        return [bytes(part) for part in self.files.cat_ranges(paths, starts, ends)]
+        return (bytes(part) for part in self.files.cat_ranges(paths, starts, ends, on_error="raise"))

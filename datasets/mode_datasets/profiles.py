@@ -8,8 +8,8 @@ archive   16              zstd                                  keeping and shar
 jpeg      1               JPEG, quality 95, no subsampling       large real-world sets; not lossless
 ========  ==============  ===================================  ========================================
 
-Every chunk carries a CRC-32C. Several chunks form a shard, which is one file. Lossy frames that are followed by
-others in the same file are encoded again when a later writer appends to that file.
+Every chunk carries a CRC-32C. Several chunks form a shard, which is one file. Lossy frames that are followed
+by others in the same file are encoded again when a later writer appends to that file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from mode_policy.errors import ConfigError, did_you_mean
 
 ProfileName = Literal["train", "archive", "jpeg"]
 
-#: Frames in a shard, and their bytes before compression, at most: few files, and a bounded buffer while writing.
+#: Frames in a shard, and their bytes before compression, at most: few files, and a bounded buffer while
+#: writing.
 SHARD_FRAMES = 1008
 SHARD_BYTES = 64 * 2**20
 

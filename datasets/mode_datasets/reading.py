@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ def open_group(location: Location) -> zarr.Group:
 
 
 def array_names(location: Location) -> list[str]:
-    """List the arrays of a store, such as ``data/action``, without opening any; empty where one cannot list."""
+    """List the arrays of a store, such as ``data/action``, without opening any; none if it cannot list."""
     if not isinstance(location, LocalFolder):
         return []
 
@@ -67,7 +68,8 @@ def open_array(group: zarr.Group, location: Location, name: str) -> ZarrArray:
     try:
         array = group[name]
     except KeyError:
-        raise DataError(f"{location} has no array {name!r}.{did_you_mean(name, array_names(location))}") from None
+        hint = did_you_mean(name, array_names(location))
+        raise DataError(f"{location} has no array {name!r}.{hint}") from None
     except Exception as error:
         raise DataError(
             f"array {name!r} of {location} cannot be opened ({error}): its metadata is damaged, or "
@@ -96,6 +98,37 @@ def read_array(location: Location, array: ZarrArray, rows: int | None = None) ->
         return np.asarray(array[...] if rows is None else array[:rows])
     except Exception as error:
         raise _unreadable(location, array, itertools.product(*_grid(array, rows)), error) from error
+
+
+def blocks(array: ZarrArray, rows: int | None = None) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Yield each file of an array (of its first ``rows``), relative to the store, and the region it holds."""
+    limits = array.shape if rows is None else (rows, *array.shape[1:])
+    for block in itertools.product(*_grid(array, rows)):
+        sizes = zip(block, _file_shape(array), limits, strict=True)
+        yield _chunk_file(array, block), tuple(slice(i * n, min((i + 1) * n, end)) for i, n, end in sizes)
+
+
+def read_block(location: Location, array: ZarrArray, file: str, region: tuple[slice, ...]) -> np.ndarray:
+    """Read what one file of `blocks` holds.
+
+    Raises:
+        DataError: if it is missing, or cannot be decoded.
+    """
+    if not location.exists(file):
+        raise DataError(f"{location}/{file} is missing")
+    try:
+        return np.asarray(array[region])
+    except Exception as error:
+        raise DataError(f"{location}/{file} is corrupt or cut short ({error})") from error
+
+
+def read_readable(location: Location, array: ZarrArray, rows: int) -> np.ndarray:
+    """Read the first ``rows`` of an array as float32, NaN where a file is missing or cannot be decoded."""
+    values = np.full((rows, *array.shape[1:]), np.nan, np.float32)
+    for file, region in blocks(array, rows):
+        with contextlib.suppress(DataError):
+            values[region] = read_block(location, array, file, region)
+    return values
 
 
 def read_rows(location: Location, array: ZarrArray, rows: np.ndarray) -> np.ndarray:
@@ -138,7 +171,9 @@ def read_images(location: Location, array: ZarrArray, rows: np.ndarray) -> np.nd
         return images.astype(np.uint8, copy=False)
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 255):
-        raise DataError(f"images {array.path!r} of {location} have values {low} … {high}; convert them to 0…255")
+        raise DataError(
+            f"images {array.path!r} of {location} have values {low} … {high}; convert them to 0…255"
+        )
     return np.rint(images).astype(np.uint8)
 
 
@@ -179,7 +214,9 @@ def check_episode_ends(location: Location, ends: np.ndarray) -> None:
         DataError: naming the first episode that breaks the rule.
     """
     if ends.ndim != 1 or ends.dtype.kind not in "iu" or len(ends) == 0:
-        raise DataError(f"episode_ends of {location} is {ends.dtype} {ends.shape}; it must be int64 (episodes,)")
+        raise DataError(
+            f"episode_ends of {location} is {ends.dtype} {ends.shape}; it must be int64 (episodes,)"
+        )
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     bad = np.flatnonzero(lengths <= 0)
     if len(bad):
@@ -189,7 +226,9 @@ def check_episode_ends(location: Location, ends: np.ndarray) -> None:
         )
 
 
-def check_lengths(location: Location, arrays: Iterable[ZarrArray], num_steps: int, spare: bool = False) -> None:
+def check_lengths(
+    location: Location, arrays: Iterable[ZarrArray], num_steps: int, spare: bool = False
+) -> None:
     """Check that all arrays have as many rows as the episodes have steps, or more if ``spare``.
 
     Raises:

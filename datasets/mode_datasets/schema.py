@@ -9,9 +9,9 @@
       meta/episode_seed                int64 (N,): seed of the environment's reset, or -1
       meta/instruction_embeddings      float32 (K, E), if the store knows its instructions
 
-The attribute ``episodes`` is what counts: an append first extends the arrays, and then replaces the file that holds
-the attributes, in one step. Whatever the arrays hold beyond that number of episodes was never acknowledged, and
-readers leave it out.
+The attribute ``episodes`` is what counts: an append first extends the arrays, and then replaces the file that
+holds the attributes, in one step. Whatever the arrays hold beyond that number of episodes was never
+acknowledged, and readers leave it out.
 
 ``data`` and ``meta/episode_ends`` carry the names of Diffusion Policy's ``ReplayBuffer``, so its readers find
 their way here, and its stores are read in place with a `ReplayBufferLayout`.

@@ -62,6 +62,7 @@ class DemonstrationStore:
     _arrays: Mapping[str, reading.ZarrArray]
     _readers: Mapping[str, FrameReader | None]
     _vectors: Mapping[str, np.ndarray]
+    _rows: np.ndarray | None = None  # where each step's image is, in a store that leaves steps out
 
     @property
     def fps(self) -> float:
@@ -115,6 +116,7 @@ class DemonstrationStore:
         """
         shape = (len(steps), *self._feature(key).shape)
         out = np.empty(shape, np.uint8) if out is None else out
+        steps = steps if self._rows is None else self._rows[steps]
         reader = self._readers[key]
         if reader is None:
             out[:] = reading.read_images(self.location, self._arrays[key], steps)
@@ -182,16 +184,23 @@ class DemonstrationStore:
 
 
 def open_store(
-    path: Path | str | Location, layout: ReplayBufferLayout | None = None, *, check_statistics: bool = True
+    path: Path | str | Location,
+    layout: ReplayBufferLayout | None = None,
+    *,
+    check_statistics: bool = True,
+    lenient: bool = False,
 ) -> DemonstrationStore:
     """Open a store and check all that can be checked without reading every image.
 
     Args:
-        path: Folder or address (``s3://…``, ``https://…``) of a store that `StoreWriter` made, or of a foreign
-            ``ReplayBuffer``.
+        path: Folder or address (``s3://…``, ``https://…``) of a store that `StoreWriter` made, or of a
+            foreign ``ReplayBuffer``.
         layout: Description of a foreign store, which is read in place and never written to.
-        check_statistics: Refuse a store whose statistics were computed from other data; if False, they are computed
-            anew and a note says so.
+        check_statistics: Refuse a store whose statistics were computed from other data; if False, they are
+            computed anew and a note says so.
+        lenient: Open a damaged store as far as possible, to find out what is wrong with it: vectors are NaN
+            where they cannot be read, images are looked at when they are read, statistics are those that are
+            stored.
 
     Raises:
         DataError: naming what is wrong: a missing or foreign store, a newer schema, arrays whose lengths or
@@ -203,7 +212,7 @@ def open_store(
     if "schema_version" in group.attrs:
         if layout is not None:
             raise DataError(f"{location} describes itself; open it without a layout")
-        return _open_native(location, group, check_statistics)
+        return _open_native(location, group, check_statistics, lenient)
     if layout is None:
         raise DataError(
             f"{location} was not written by this package and does not say what its arrays mean: "
@@ -211,10 +220,12 @@ def open_store(
             "`ReplayBufferLayout` (in a task's configuration: `dataset.keys`, such as "
             "`observation.state: state`)"
         )
-    return _open_foreign(location, group, layout)
+    return _open_foreign(location, group, layout, lenient)
 
 
-def _open_native(location: Location, group: zarr.Group, check_statistics: bool) -> DemonstrationStore:
+def _open_native(
+    location: Location, group: zarr.Group, check_statistics: bool, lenient: bool
+) -> DemonstrationStore:
     try:
         attributes = schema.migrate(dict(group.attrs))
     except DataError as error:
@@ -234,10 +245,13 @@ def _open_native(location: Location, group: zarr.Group, check_statistics: bool) 
         encoder, texts = (instructions["encoder"], tuple(instructions["texts"])) if instructions else ("", ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"the attributes of {location} are damaged ({type(error).__name__}: {error}); make the store again"
+            f"the attributes of {location} are damaged ({type(error).__name__}: {error}); "
+            "make the store again"
         ) from error
     schema.check_features(features)
-    ends, arrays, vectors, notes = _read_data(location, group, {k: k for k in features}, features, episodes)
+    ends, arrays, vectors, notes = _read_data(
+        location, group, {k: k for k in features}, features, episodes, lenient
+    )
     episode_tasks, episode_seeds = (
         reading.read_array(location, reading.open_array(group, location, name), episodes)
         for name in (schema.EPISODE_TASK, schema.EPISODE_SEED)
@@ -256,11 +270,11 @@ def _open_native(location: Location, group: zarr.Group, check_statistics: bool) 
     unfinished = kept is None or (kept["episodes"] is not None and kept["episodes"] != len(ends))
     if unfinished:
         notes.append("its last writer did not finish: statistics were computed from what is there")
-    elif schema.fingerprint(vectors) != kept["computed_from"]:
+    elif not lenient and schema.fingerprint(vectors) != kept["computed_from"]:
         if check_statistics:
             raise DataError(
-                f"statistics of {location} were computed from other data than it holds. If the data are right, "
-                f"renew them with: mode-data stats {location} --write"
+                f"statistics of {location} were computed from other data than it holds. If the data are "
+                f"right, renew them with: mode-data stats {location} --write"
             )
         notes.append("its statistics were computed from other data, and were computed anew")
         unfinished = True
@@ -284,7 +298,7 @@ def _open_native(location: Location, group: zarr.Group, check_statistics: bool) 
         episode_seeds=episode_seeds,
         tasks=tasks,
         instruction_table=table,
-        statistics=compute_statistics(vectors) if unfinished else statistics,
+        statistics=_statistics(vectors, lenient) if unfinished else statistics,
         provenance=provenance,
         profile=cast("ProfileName", profile),
         image_orientation=cast("Orientation", orientation),
@@ -295,8 +309,10 @@ def _open_native(location: Location, group: zarr.Group, check_statistics: bool) 
     )
 
 
-def _open_foreign(location: Location, group: zarr.Group, layout: ReplayBufferLayout) -> DemonstrationStore:
-    ends, arrays, vectors, _ = _read_data(location, group, layout.keys, layout.features, None)
+def _open_foreign(
+    location: Location, group: zarr.Group, layout: ReplayBufferLayout, lenient: bool
+) -> DemonstrationStore:
+    ends, arrays, vectors, _ = _read_data(location, group, layout.keys, layout.features, None, lenient)
     return DemonstrationStore(
         location=location,
         features=dict(layout.features),
@@ -306,13 +322,19 @@ def _open_foreign(location: Location, group: zarr.Group, layout: ReplayBufferLay
         episode_seeds=np.full(len(ends), -1, dtype=np.int64),
         tasks=(layout.task,),
         instruction_table=None,
-        statistics=compute_statistics(vectors),
+        statistics=_statistics(vectors, lenient),
         provenance=layout.provenance,
         image_orientation=layout.image_orientation,
         _arrays=arrays,
         _readers=_readers(location, arrays, layout.features),
         _vectors=vectors,
     )
+
+
+def _statistics(vectors: Mapping[str, np.ndarray], lenient: bool) -> Statistics:
+    if lenient:
+        vectors = {key: x[np.isfinite(x).all(axis=1)] for key, x in vectors.items()}
+    return compute_statistics(vectors)
 
 
 def _readers(
@@ -330,8 +352,9 @@ def _read_data(
     keys: Mapping[str, str],
     features: Features,
     episodes: int | None,
+    lenient: bool,
 ) -> tuple[np.ndarray, dict[str, reading.ZarrArray], dict[str, np.ndarray], list[str]]:
-    """Open and check all arrays, cheapest checks first; return episode ends, arrays, loaded vectors and notes."""
+    """Open and check all arrays, cheapest checks first; return episode ends, arrays, vectors and notes."""
     ends = reading.read_array(location, reading.open_array(group, location, schema.EPISODE_ENDS), episodes)
     reading.check_episode_ends(location, ends)
     if episodes is not None and len(ends) < episodes:
@@ -347,13 +370,14 @@ def _read_data(
     notes = []
     if spare := max(array.shape[0] for array in arrays.values()) - steps:
         notes.append(f"{spare} steps of an episode that was never acknowledged were dropped")
-    for key in schema.image_keys(features):
-        reading.check_images(location, arrays[key], steps)
+    if not lenient:
+        for key in schema.image_keys(features):
+            reading.check_images(location, arrays[key], steps)
+    read = reading.read_readable if lenient else reading.read_array
     vectors = {
-        key: reading.read_array(location, arrays[key], steps)
-        .astype(np.float32, copy=False)
-        .reshape(steps, -1)
+        key: read(location, arrays[key], steps).astype(np.float32, copy=False).reshape(steps, -1)
         for key in schema.vector_keys(features)
     }
-    reading.check_finite(vectors, ends)
+    if not lenient:
+        reading.check_finite(vectors, ends)
     return ends, arrays, vectors, notes

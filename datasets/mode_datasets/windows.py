@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from mode_datasets import schema
 from mode_datasets.store import DemonstrationStore
@@ -28,19 +30,24 @@ class WindowSpec:
 
     Attributes:
         history: Number of observations H, the current one included; at least 1.
-        chunk: Number of actions C from the current step on; at least 1.
+        chunk: Number of actions C from the current step on; at least 1. Only actions are looked up ahead of
+            the current step, never images.
+        stride: Steps between the starts of neighbouring windows of an episode; at least 1.
     """
 
     history: int = 1
     chunk: int = 10
+    stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.history < 1 or self.chunk < 1:
-            raise DataError(f"history {self.history} and chunk {self.chunk} must both be at least 1")
+        if self.history < 1 or self.chunk < 1 or self.stride < 1:
+            raise DataError(
+                f"history {self.history}, chunk {self.chunk} and stride {self.stride} must all be at least 1"
+            )
 
 
 class Windows:
-    """One window per time step of the chosen episodes, delivered in batches by index arithmetic alone.
+    """One window per time step of the chosen episodes (or every ``stride`` of them), delivered in batches.
 
     Before an episode's first step, its first observation is repeated; past its last step, its last action is,
     and ``action_is_pad`` is True there. Vectors and embeddings are held in memory.
@@ -90,17 +97,22 @@ class Windows:
             self._embeddings = store.instruction_table.embed([task.instruction for task in store.tasks])
 
         # For each window: its step in the store, and the first and last step and the task of its episode.
-        lengths = store.episode_lengths[self.episodes]
-        self._episode = np.repeat(self.episodes, lengths)
+        steps = [np.arange(0, n, spec.stride) for n in store.episode_lengths[self.episodes]]
+        self._episode = np.repeat(self.episodes, [len(s) for s in steps])
         self._first = store.episode_starts[self._episode]
         self._last = store.episode_ends[self._episode] - 1
-        self._step = self._first + np.concatenate([np.arange(n) for n in lengths])
+        self._step = self._first + np.concatenate(steps)
         self._task = store.episode_tasks[self._episode]
         self._history = np.arange(1 - spec.history, 1)
         self._future = np.arange(spec.chunk)
 
     def __len__(self) -> int:
         return len(self._step)
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """Row of the store's task table of each window, int64 ``(len(self),)``."""
+        return self._task
 
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the episode of each window, and its step in that episode; both int64 ``(B,)``."""
@@ -134,8 +146,21 @@ class Windows:
         cached = self._images.get(key)
         if cached is not None:
             return torch.from_numpy(cached[steps_BH])
-        frames = torch.from_numpy(self.store.frames(key, steps_BH.ravel()))
+        frames = empty_frames((steps_BH.size, *self.store.features[key].shape))
+        self.store.frames(key, steps_BH.ravel(), frames.numpy())
         return frames.unflatten(0, steps_BH.shape)
+
+
+def empty_frames(shape: tuple[int, ...]) -> Tensor:
+    """Return memory for images, which a loader's worker shares with the process that trains.
+
+    Allocated shared at once, they are not copied when they are handed over. Not a NumPy array: those of this
+    size cost several times their reading, in page faults.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _gather(x: Tensor, rows: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writing demonstration stores: new ones appear whole or not at all, appended episodes count once acknowledged."""
+"""Writing stores: new ones appear whole or not at all, appended episodes count once acknowledged."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _META = (schema.EPISODE_ENDS, schema.EPISODE_TASK, schema.EPISODE_SEED)
 class StoreWriter:
     """Write episodes to a store; use it as a context manager.
 
-    A new store grows in a hidden sibling, ``.<name>.partial``, and is renamed to ``path`` when the ``with`` block
-    ends well. After an exception the sibling is removed, unless ``resume`` is set: then the next writer with
-    ``resume`` goes on after the last acknowledged episode. `append_to` extends a finished store in place.
+    A new store grows in a hidden sibling, ``.<name>.partial``, and is renamed to ``path`` when the ``with``
+    block ends well. After an exception the sibling is removed, unless ``resume`` is set: then the next writer
+    with ``resume`` goes on after the last acknowledged episode. `append_to` extends a finished store in
+    place.
 
-    An episode is *acknowledged* once `commit` (or `append`, every ``commit_every`` episodes) has returned: it is on
-    disk, and a kill at any later moment does not lose it.
+    An episode is *acknowledged* once `commit` (or `append`, every ``commit_every`` episodes) has returned: it
+    is on disk, and a kill at any later moment does not lose it.
 
     Args:
         path: Folder of the new store.
@@ -50,8 +51,8 @@ class StoreWriter:
         commit_every: Acknowledge after so many episodes; None to do so only at the end and by `commit`.
 
     Raises:
-        DataError: if the features are malformed, the control rate is not given, something is at ``path`` that may
-            not be replaced, or an interrupted store is of another kind.
+        DataError: if the features are malformed, the control rate is not given, something is at ``path`` that
+            may not be replaced, or an interrupted store is of another kind.
     """
 
     def __init__(
@@ -116,14 +117,23 @@ class StoreWriter:
         """Episodes so far, those of an interrupted writer or of the store that is extended included."""
         return self._episodes
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks of those episodes."""
+        return tuple(self._tasks.values())
+
     def __enter__(self) -> Self:
-        with self._writing():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._folder)
-            if self._appends or (self.resume and (self._folder / "zarr.json").is_file()):
-                self._take_up()
-            else:
-                self._begin()
+        try:
+            with self._writing():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._lock = _lock(self._folder)
+                if self._appends or (self.resume and (self._folder / "zarr.json").is_file()):
+                    self._take_up()
+                else:
+                    self._begin()
+        except BaseException:
+            self._abandon()
+            raise
         return self
 
     def __exit__(
@@ -228,15 +238,16 @@ class StoreWriter:
             ]
             if differ:
                 raise DataError(
-                    f"{self._folder} was left by an interrupted writer of other {', '.join(differ)}; delete it, "
-                    "or write to another path"
+                    f"{self._folder} was left by an interrupted writer of other {', '.join(differ)}; "
+                    "delete it, or write to another path"
                 )
         ends = reading.open_array(group, location, schema.EPISODE_ENDS)
         # Stores of version 1 did not count their episodes; they were complete.
-        episodes = len(ends) if attributes["episodes"] is None else int(attributes["episodes"])
+        episodes = ends.shape[0] if attributes["episodes"] is None else int(attributes["episodes"])
         steps = int(np.asarray(ends[:episodes])[-1]) if episodes else 0
         for name in [f"data/{key}" for key in self.features] + list(_META):
-            array = reading.open_array(group, location, name)
+            # As when they were created: this setting is not kept in the files.
+            array = reading.open_array(group, location, name).with_config({"write_empty_chunks": True})
             rows = episodes if name in _META else steps
             array.resize((rows, *array.shape[1:]))
             self._columns[name] = Column(self._folder, array, rows)
@@ -315,7 +326,7 @@ class StoreWriter:
             ) from error
 
     def _abandon(self) -> None:
-        """Close the writer and, unless it can be resumed, remove what it has written; nothing after success."""
+        """Close the writer and, unless it resumes, remove what it has written; does nothing after success."""
         self._group = None
         self._columns.clear()
         if self._lock is not None:
@@ -379,7 +390,9 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
-        raise DataError(f"{folder} is being written by another process; wait for it or choose another path") from None
+        raise DataError(
+            f"{folder} is being written by another process; wait for it or choose another path"
+        ) from None
     return descriptor
 
 

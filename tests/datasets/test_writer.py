@@ -180,11 +180,12 @@ def test_a_store_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_a_killed_writer_leaves_no_store(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
-        import sys, time, mode_datasets.profiles, mode_datasets.writer
+        import sys, time, mode_datasets.profiles
+        from mode_datasets import StoreWriter
         from pathlib import Path
         from tests.datasets.conftest import CONVENTION, PROVENANCE, WITH_IMAGES, make_episodes
         mode_datasets.profiles.SHARD_FRAMES = 8
-        with mode_datasets.writer.StoreWriter(Path(sys.argv[1]), WITH_IMAGES, CONVENTION, PROVENANCE) as writer:
+        with StoreWriter(Path(sys.argv[1]), WITH_IMAGES, CONVENTION, PROVENANCE) as writer:
             for episode in make_episodes([20, 20], WITH_IMAGES):
                 writer.append(episode)
             print("written", flush=True)

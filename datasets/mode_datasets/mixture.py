@@ -1,0 +1,195 @@
+"""Several stores as one: other robots, other cameras, other numbers of episodes.
+
+Every part is brought to the layout of the *target*, the first part: its cameras (absent ones are black, other
+sizes are resized), its states, and its raw units. Parts are normalised each by its own statistics: a value
+that is one deviation (or the upper end of the range) in its own store becomes one deviation (the upper end)
+in the target's units, so that the policy, which normalises by the target's statistics, sees all parts on the
+same scale. Control rates are made equal beforehand, with `mode_datasets.adapt`.
+
+Legend: B batch, H history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mode_datasets.windows import Windows, empty_frames
+from mode_policy.errors import DataError
+from mode_policy.normalization import NormalizationMode, Normalizer
+from mode_policy.types import ACTION, Batch, InstructionTable, Observation
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One part: its windows, and its share of the batches (relative to those of the others)."""
+
+    windows: Windows
+    weight: float
+
+
+class Mixture:
+    """Windows of several stores, numbered one part after another.
+
+    Args:
+        parts: The target first.
+        normalize_state: How the policy normalises states; parts are matched by the same statistics.
+        normalize_action: How it normalises actions.
+
+    Raises:
+        DataError: if a part lacks a state or has other dimensions than the target, its control rate differs,
+            or only some parts carry instructions, or of different encoders.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[MixturePart],
+        *,
+        normalize_state: NormalizationMode = "mean_std",
+        normalize_action: NormalizationMode = "min_max",
+    ) -> None:
+        if not parts:
+            raise DataError("a mixture needs at least one store")
+        self.parts = tuple(parts)
+        self.target = parts[0].windows
+        for part in parts[1:]:
+            self._check(part.windows)
+        self.offsets = np.cumsum([0, *(len(part.windows) for part in parts)])
+        modes = dict.fromkeys(self.target.state_keys, normalize_state) | {ACTION: normalize_action}
+        self._maps = [
+            {key: _match(part.windows, self.target, key, mode) for key, mode in modes.items()}
+            for part in parts
+        ]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def groups(self) -> list[np.ndarray]:
+        """Windows of each part, for a `WeightedSampler`."""
+        return [np.arange(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    @property
+    def weights(self) -> list[float]:
+        """Weight of each part, for a `WeightedSampler`."""
+        return [part.weight for part in self.parts]
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Return the windows at ``indices``, int ``(B,)`` in ``[0, len(self))``, in the target's layout.
+
+        Raises:
+            DataError: if an image's chunk file cannot be decoded.
+        """
+        number = np.searchsorted(self.offsets, indices, side="right") - 1
+        present = np.unique(number)
+        batches = [self._part(i, indices[number == i] - self.offsets[i]) for i in present]
+        back = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(number == i) for i in present])))
+
+        def merge(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(tensors)).index_select(0, back)
+
+        observations = [b.observation for b in batches]
+        instructions = [o.instruction for o in observations if o.instruction is not None]
+        return Batch(
+            observation=Observation(
+                states={k: merge([o.states[k] for o in observations]) for k in self.target.state_keys},
+                images={k: merge([o.images[k] for o in observations]) for k in self.target.image_keys},
+                instruction=merge(instructions) if instructions else None,
+            ),
+            actions=merge([b.actions for b in batches]),
+            action_is_pad=merge([b.action_is_pad for b in batches]),
+        )
+
+    def _part(self, number: int, indices: np.ndarray) -> Batch:
+        """A part's windows in the target's layout."""
+        batch = self.parts[number].windows.batch(indices)
+        maps = self._maps[number]
+        observation = batch.observation
+        shape = (len(indices), self.target.spec.history)
+        return replace(
+            batch,
+            observation=replace(
+                observation,
+                states={k: _affine(observation.states[k], maps[k]) for k in self.target.state_keys},
+                images={
+                    key: _fit(observation.images.get(key), (*shape, *self.target.store.features[key].shape))
+                    for key in self.target.image_keys
+                },
+            ),
+            actions=_affine(batch.actions, maps[ACTION]),
+        )
+
+    def _check(self, part: Windows) -> None:
+        target, where = self.target, f"{part.store.location} does not mix with {self.target.store.location}"
+        if part.spec != target.spec:
+            raise DataError(f"{where}: cut both with the same history, chunk and stride")
+        for key in (*target.state_keys, ACTION):
+            if key != ACTION and key not in part.state_keys:
+                raise DataError(f"{where}: it lacks {key!r}; leave that state out with dataset.state_keys")
+            theirs, ours = part.store.features[key].shape, target.store.features[key].shape
+            if theirs != ours:
+                raise DataError(f"{where}: its {key!r} has {theirs[0]} dimensions, not {ours[0]}")
+        if not np.isclose(part.store.fps, target.store.fps, rtol=1e-3):
+            raise DataError(
+                f"{where}: it runs at {part.store.fps:g} Hz, not {target.store.fps:g}; set its adapt.stride"
+            )
+        tables = (part.store.instruction_table, target.store.instruction_table)
+        encoders = {None if table is None else table.encoder for table in tables}
+        if len(encoders) > 1:
+            raise DataError(f"{where}: their instructions were embedded by {encoders}; embed all alike")
+
+
+def merge_instructions(stores: Sequence[InstructionTable]) -> InstructionTable:
+    """Return one table of all instructions, each once.
+
+    Raises:
+        DataError: if they were made by different encoders.
+    """
+    if len({table.encoder for table in stores}) != 1:
+        raise DataError(
+            f"instructions were embedded by {sorted({t.encoder for t in stores})}; embed all alike"
+        )
+    known: dict[str, Tensor] = {}
+    for table in stores:
+        known |= dict(zip(table.instructions, table.embeddings, strict=True))
+    return InstructionTable(
+        encoder=stores[0].encoder, instructions=tuple(known), embeddings=torch.stack(list(known.values()))
+    )
+
+
+def _match(part: Windows, target: Windows, key: str, mode: NormalizationMode) -> tuple[Tensor, Tensor] | None:
+    """Factor and offset that take a part's raw values to the target's, or None for the target itself."""
+    if part is target or mode == "identity":
+        return None
+    # Angles are not normalised (they become cosine and sine), so both maps leave them alone.
+    ours, theirs = (
+        Normalizer(replace(w.store.features[key], angles=()), mode).fit(w.store.statistics[key], key)
+        for w in (target, part)
+    )
+    factor = ours.scale / theirs.scale
+    offset = ours.offset - theirs.offset * factor
+    for angle in target.store.features[key].angles:
+        factor[angle], offset[angle] = 1.0, 0.0
+    return factor, offset
+
+
+def _affine(x: Tensor, change: tuple[Tensor, Tensor] | None) -> Tensor:
+    return x if change is None else x * change[0] + change[1]
+
+
+def _fit(frames: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Bring frames ``(B, H, height, width, 3)`` to another size; black ones stand for an absent camera."""
+    if frames is None:
+        return empty_frames(shape).zero_()
+    if tuple(frames.shape) == shape:
+        return frames
+    channels_first = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(
+        channels_first, size=shape[2:4], mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).reshape(shape)

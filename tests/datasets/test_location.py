@@ -1,0 +1,121 @@
+"""Stores behind an address are read as those on disk."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from mode_datasets import DemonstrationStore, Windows, WindowSpec, open_store
+from mode_policy.errors import ConfigError, DataError
+from mode_policy.types import ACTION
+
+from .conftest import CAMERA, WITH_IMAGES
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and ranges of them, as object stores do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = path.read_bytes()
+        start, end = 0, len(content)
+        if wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start = int(first) if first else max(0, end - int(last))
+            end = min(end, int(last) + 1) if first and last else end
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Last-Modified", self.date_time_string())
+        self.send_header("ETag", f'"{len(content)}"')
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content[start:end])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(_Ranges, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def in_memory(path: Path) -> str:
+    """Copy a store into fsspec's memory."""
+    fsspec.filesystem("memory").put(str(path), "/bucket/demo.zarr", recursive=True)
+    return "memory://bucket/demo.zarr"
+
+
+@pytest.mark.parametrize("kind", ["http", "memory", "s3"])
+def test_a_remote_store_reads_as_a_local_one(
+    make_store: Callable[..., DemonstrationStore],
+    tmp_path: Path,
+    served: str,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kind != "memory":
+        pytest.importorskip("aiohttp" if kind == "http" else "obstore")
+    local = make_store([5, 9, 4], WITH_IMAGES, name="bucket/demo.zarr")
+    # An anonymous reader asks an object store for nothing that this server cannot answer.
+    for name, value in (
+        ("ENDPOINT", served),
+        ("SKIP_SIGNATURE", "true"),
+        ("ALLOW_HTTP", "true"),
+        ("REGION", "x"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    address = {"http": f"{served}/bucket/demo.zarr", "s3": "s3://bucket/demo.zarr"}.get(kind)
+    remote = open_store(address or in_memory(tmp_path / "bucket/demo.zarr"))
+    assert remote.episode_lengths.tolist() == [5, 9, 4]
+    np.testing.assert_array_equal(remote.vectors()[ACTION], local.vectors()[ACTION])
+    steps = np.array([17, 3, 3, 0, 11])
+    np.testing.assert_array_equal(remote.frames(CAMERA, steps), local.frames(CAMERA, steps))
+    batches = [Windows(s, WindowSpec(), image_keys=[CAMERA]).batch(steps) for s in (remote, local)]
+    assert (batches[0].observation.images[CAMERA] == batches[1].observation.images[CAMERA]).all()
+
+
+def test_a_lost_remote_file_is_named(
+    make_store: Callable[..., DemonstrationStore], tmp_path: Path, served: str
+) -> None:
+    pytest.importorskip("aiohttp")
+    make_store([5, 9, 4], WITH_IMAGES)
+    (tmp_path / "demo.zarr/data/action/c/0/0").unlink()
+    with pytest.raises(DataError, match=rf"lacks its chunk file {served}/demo.zarr/data/action/c/0/0"):
+        open_store(f"{served}/demo.zarr")
+
+
+def test_nothing_at_the_address(served: str) -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(DataError, match=rf"no demonstration store at {served}/nothing.zarr"):
+        open_store(f"{served}/nothing.zarr")
+
+
+def test_unknown_kinds_of_address() -> None:
+    with pytest.raises(ConfigError, match=r"gopher://.* cannot be opened: Protocol not known"):
+        open_store("gopher://bucket/demo.zarr")
