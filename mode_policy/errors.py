@@ -29,6 +29,10 @@ class CheckpointError(ModePolicyError):
     """A checkpoint that is incomplete, corrupt or made for something else."""
 
 
+class PlanError(ModePolicyError):
+    """An inference plan that does not fit: stale weights, an unknown noise level, another batch."""
+
+
 class SimulatorError(ModePolicyError):
     """An environment that cannot be built, or whose features do not fit the policy."""
 

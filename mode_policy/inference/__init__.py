@@ -1,0 +1,1 @@
+"""Inference: what can be known before the first observation, and engines that run it."""
