@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.diffusion.schedules import SCHEDULES
+from mode_policy.encoders.vision_config import VisionConfig
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.normalization import NormalizationMode
 
@@ -161,6 +162,9 @@ class PolicyConfig:
         history: observations that the policy sees, the newest included.
         state_tokens: width of the state encoder's output tokens.
         state_hidden: hidden widths of the state encoder's MLP; empty for the plain normalised vector.
+        cameras: names below ``observation.images.`` that the policy sees, in the order of their tokens; with
+            cameras, the state's token takes the width of theirs and ``state_tokens`` stays None.
+        vision: image encoders; without effect where there are no cameras.
         language: text encoder whose embeddings condition the policy; None without language.
         goal_dropout: probability of dropping the goal in training.
         goal_dropout_form: ``"feature"`` drops each feature on its own (authors' code), ``"vector"`` all.
@@ -174,6 +178,8 @@ class PolicyConfig:
     history: Annotated[int, Field(ge=1)] = 1
     state_hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
     state_tokens: Annotated[int, Field(ge=1)] | None = None
+    cameras: tuple[str, ...] = ()
+    vision: VisionConfig = VisionConfig()
     language: str | None = "minilm-l6-v2"
     goal_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     goal_dropout_form: Literal["feature", "vector"] = "feature"
@@ -189,8 +195,14 @@ class PolicyConfig:
     def _check(self) -> PolicyConfig:
         if self.execute > self.chunk:
             raise ValueError(f"execute={self.execute} actions of a chunk of {self.chunk}; lower `execute`")
-        if self.state_hidden and self.state_tokens is None:
+        if self.state_hidden and self.state_tokens is None and not self.cameras:
             raise ValueError("state_hidden needs the width of the output, state_tokens")
+        if self.state_tokens is not None and self.cameras:
+            raise ValueError("with cameras, the state's token has the width of theirs: set state_tokens=null")
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"cameras={list(self.cameras)} names one twice")
+        if self.cameras:
+            self.vision.of_cameras(len(self.cameras))
         return self
 
 
@@ -234,3 +246,11 @@ def _keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return nested plain data that `build` turns into an equal configuration."""
     return asdict(config)
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested data under dotted names, e.g. ``denoiser.experts.num``."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found

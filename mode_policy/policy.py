@@ -1,11 +1,13 @@
 """The policy: observation in, action chunk out; batch in, loss out.
 
-Legend: B batch, C chunk, A action dimension, G goal width, O observation tokens, T token width.
+Legend: B batch, H history, K tokens of a step, O = H·K observation tokens, T token width, C chunk, A action
+dimension, G goal width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,14 +15,24 @@ from torch import Tensor, nn
 
 from mode_policy.config import PolicyConfig
 from mode_policy.diffusion.edm import add_noise, masked_mean, scalings, training_target
+from mode_policy.diffusion.prefix import Prefix, hold_prefix
 from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.diffusion.schedules import grid, sigma_of_uniform
 from mode_policy.encoders.state import StateEncoder
+from mode_policy.encoders.vision import ImageEncoder
 from mode_policy.errors import CheckpointError, DataError
 from mode_policy.nn.denoiser import Denoiser
 from mode_policy.nn.router import Routing, load_balancing_loss, router_z_loss
 from mode_policy.normalization import Normalizer, Statistics
-from mode_policy.types import ACTION, Batch, Features, InstructionTable, Observation, feature_kind
+from mode_policy.types import (
+    ACTION,
+    IMAGE_PREFIX,
+    Batch,
+    Features,
+    InstructionTable,
+    Observation,
+    feature_kind,
+)
 
 
 class PolicyLoss(NamedTuple):
@@ -57,17 +69,30 @@ class MoDEPolicy(nn.Module):
         super().__init__()
         _check(config, features, statistics, instructions)
         self.config = config
-        self.features = features
+        # Sorted, as a checkpoint's description is: the order of states is the order of the encoder's inputs.
+        self.features = dict(sorted(features.items()))
         self.statistics = statistics
         self.instructions = instructions
-        self.state_encoder = StateEncoder(features, config)
-        self.state_encoder.fit(statistics)
         self.action_normalizer = Normalizer(features[ACTION], config.normalize_action)
         self.action_normalizer.fit(statistics[ACTION], ACTION)
         self.goal_dim = 1 if instructions is None else instructions.embeddings.shape[1]
+        self.image_encoder: ImageEncoder | None = None
+        states = config
+        if config.cameras:
+            condition_dim = None if instructions is None else self.goal_dim
+            self.image_encoder = ImageEncoder(
+                config.cameras, self.features, config.vision, config.history, condition_dim
+            )
+            states = replace(config, cameras=(), state_tokens=self.image_encoder.token_dim)
+        self.state_encoder: StateEncoder | None = None
+        if any(feature_kind(key) == "state" for key in self.features):
+            self.state_encoder = StateEncoder(self.features, states)
+            self.state_encoder.fit(statistics)
+        encoder = self.image_encoder or self.state_encoder
+        assert encoder is not None
         self.denoiser = Denoiser(
             config.denoiser,
-            token_dim=self.state_encoder.token_dim,
+            token_dim=encoder.token_dim,
             goal_dim=self.goal_dim,
             action_dim=self.action_dim,
             chunk=config.chunk,
@@ -80,20 +105,41 @@ class MoDEPolicy(nn.Module):
         return self.features[ACTION].shape[0]
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that take the time: the denoiser and each camera's; each compiles as one graph."""
+        return [self.denoiser, *(self.image_encoder.networks if self.image_encoder is not None else [])]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.denoiser.out.weight.device
 
-    def encode(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Return observation tokens ``(B, O, T)`` and goal embedding ``(B, G)``."""
-        tokens_BOT = self.state_encoder(observation.states)
-        if self.instructions is None:
-            return tokens_BOT, tokens_BOT.new_zeros(tokens_BOT.shape[0], self.goal_dim)
-        if observation.instruction is None:
+    def encode(
+        self, observation: Observation, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return observation tokens ``(B, O, T)`` and goal embedding ``(B, G)``.
+
+        Each step of the history gives the state's token, if there is one, then one for each camera.
+
+        Args:
+            observation: batch of B.
+            generator: for the augmentation of images in training.
+        """
+        instruction_BG = observation.instruction
+        if self.instructions is not None and instruction_BG is None:
             raise DataError(
                 "this policy is conditioned on language, but the observation carries no instruction"
             )
-        return tokens_BOT, observation.instruction
+        parts_BHKT: list[Tensor] = []
+        if self.state_encoder is not None:
+            parts_BHKT.append(self.state_encoder(observation.states)[:, :, None])
+        if self.image_encoder is not None:
+            condition_BG = None if self.instructions is None else instruction_BG
+            parts_BHKT.append(self.image_encoder(observation.images, condition_BG, generator))
+        tokens_BOT = torch.cat(parts_BHKT, dim=2).flatten(1, 2)
+        if self.instructions is None or instruction_BG is None:
+            return tokens_BOT, tokens_BOT.new_zeros(tokens_BOT.shape[0], self.goal_dim)
+        return tokens_BOT, instruction_BG
 
     def forward(
         self,
@@ -119,7 +165,7 @@ class MoDEPolicy(nn.Module):
             sigma = sigma_of_uniform(u_B, self.config.density, self.config.sigma_data)
         if noise is None:
             noise = torch.empty_like(action_BCA).normal_(generator=generator)
-        tokens_BOT, goal_BG = self.encode(batch.observation)
+        tokens_BOT, goal_BG = self.encode(batch.observation, generator)
         s = scalings(sigma, self.config.sigma_data)
         noisy_BCA = add_noise(action_BCA, sigma, noise)
         output = self.denoiser(
@@ -167,6 +213,7 @@ class MoDEPolicy(nn.Module):
         *,
         noise: Tensor | Callable[[], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """Sample an action chunk.
 
@@ -175,10 +222,11 @@ class MoDEPolicy(nn.Module):
             noise: standard normal start ``(B, C, A)`` for reproducible actions, or a function that returns
                 such a tensor for the start and for each draw of a stochastic sampler; drawn by default.
             generator: for all draws that are not given.
+            prefix: committed actions that the chunk continues (`mode_policy.diffusion.prefix`).
 
         Returns:
             Actions ``(B, C, A)`` in raw units, inside the range of the demonstrations' actions for
-            ``min_max`` normalisation.
+            ``min_max`` normalisation. Fixed actions of the prefix are returned as they are.
         """
         sampler = self.config.sampler
         sigmas = grid(sampler.schedule, sampler.steps, sampler.sigma_min, sampler.sigma_max)
@@ -189,10 +237,17 @@ class MoDEPolicy(nn.Module):
 
         draw = noise if callable(noise) else normal
         start_BCA = sigmas[0] * (noise if isinstance(noise, Tensor) else draw())
-        x_BCA = SAMPLERS[sampler.name](self.denoise_fn(observation), start_BCA, sigmas, draw)
+        denoise = self.denoise_fn(observation)
+        if prefix is not None:
+            held_BCA = self.action_normalizer(prefix.actions)
+            denoise = hold_prefix(denoise, held_BCA, prefix.weights, self.config.sigma_data)
+        x_BCA = SAMPLERS[sampler.name](denoise, start_BCA, sigmas, draw)
         if self.config.normalize_action == "min_max":
             x_BCA = x_BCA.clamp(-1, 1)
-        return self.action_normalizer.inverse(x_BCA)
+        actions_BCA = self.action_normalizer.inverse(x_BCA)
+        if prefix is not None:
+            actions_BCA = torch.where(prefix.weights[..., None] == 1, prefix.actions, actions_BCA)
+        return actions_BCA
 
 
 def _check(
@@ -203,14 +258,21 @@ def _check(
             f"no {ACTION!r} among the features {sorted(features)}; a policy needs actions to learn"
         )
     kinds = {key: feature_kind(key) for key in features}
-    images = [k for k, kind in kinds.items() if kind == "image"]
-    if images:
+    given = [k.removeprefix(IMAGE_PREFIX) for k, kind in kinds.items() if kind == "image"]
+    if missing := [name for name in config.cameras if name not in given]:
+        raise DataError(f"policy.cameras names {missing}, but the dataset's cameras are {sorted(given)}")
+    if unused := [name for name in given if name not in config.cameras]:
         raise DataError(
-            f"cameras {images} need an image encoder; choose state features with dataset.state_keys"
+            f"the features hold cameras {unused} that policy.cameras={list(config.cameras)} leaves out; add "
+            "them there or leave them out of the features"
         )
-    if "state" not in kinds.values():
+    for name in config.cameras:
+        shape = features[IMAGE_PREFIX + name].shape
+        if len(shape) != 3 or shape[-1] != 3:
+            raise DataError(f"camera {name!r} has shape {shape}; images are (height, width, 3)")
+    if not config.cameras and "state" not in kinds.values():
         raise DataError(f"no observation among the features {sorted(features)}")
-    uncovered = sorted(set(features) - set(statistics))
+    uncovered = sorted(k for k, kind in kinds.items() if kind != "image" and k not in statistics)
     if uncovered:
         raise CheckpointError(f"no statistics for {uncovered}; every normalised feature needs them")
     if (instructions is None) != (config.language is None):

@@ -1,7 +1,8 @@
 """Tensor names of the authors' published checkpoints, mapped to ours and back.
 
 Their experts are separate modules and their query, key and value separate layers; ours are stacked tensors.
-The map is exact: no arithmetic, only concatenation, and every tensor is accounted for.
+Their image encoders have the modulation either after each stage or inside each block, under other names.
+The maps are exact: no arithmetic, only concatenation, and every tensor is accounted for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mode_policy.config import DenoiserConfig
+from mode_policy.encoders.vision_config import VisionConfig
 from mode_policy.errors import CheckpointError
 
 #: ours → theirs, outside the blocks
@@ -111,3 +113,86 @@ def to_published(state: Mapping[str, Tensor], config: DenoiserConfig) -> dict[st
             if config.experts.shared:
                 theirs[f"{prefix}shared_mlp.{name}"] = state[f"{prefix}shared.{ours}"][0]
     return theirs
+
+
+def encoder_from_published(published: Mapping[str, Tensor], config: VisionConfig) -> dict[str, Tensor]:
+    """Turn the tensors of one of the authors' image encoders (names without prefix) into our state dict.
+
+    `FiLMResNet.load_state_dict` then says what is missing or left over.
+    """
+    return {_encoder_name(name, config): tensor for name, tensor in published.items()}
+
+
+def _encoder_name(theirs: str, config: VisionConfig) -> str:
+    """Name of an image encoder's tensor in our state dict."""
+    first, _, rest = theirs.partition(".")
+    if config.film == "stage":
+        stage = first.removeprefix("film")
+        return f"film.{int(stage) - 1}.{rest}" if stage != first and stage.isdigit() else theirs
+    stage = first.removeprefix("film_module")
+    if stage != first and stage.isdigit():
+        return f"film.{int(stage) - 1}.{rest.replace('modulation.1', 'linear')}"
+    return f"proj.{rest}" if first == "fc" else f"resnet.{theirs}"
+
+
+def encoder_to_published(state: Mapping[str, Tensor], config: VisionConfig) -> dict[str, Tensor]:
+    """Turn an image encoder's state dict into the authors' names; inverts `encoder_from_published`."""
+    theirs = {}
+    for name, tensor in state.items():
+        first, _, rest = name.partition(".")
+        if first == "film":
+            stage, _, rest = rest.partition(".")
+            if config.film == "block":
+                name = f"film_module{int(stage) + 1}.{rest.replace('linear', 'modulation.1')}"
+            else:
+                name = f"film{int(stage) + 1}.{rest}"
+        elif config.film == "block":
+            name = f"fc.{rest}" if first == "proj" else rest
+        theirs[name] = tensor
+    return theirs
+
+
+#: The authors' prefixes → part of the policy. The pretraining code named the cameras after their data sets.
+PARTS = {
+    "model.inner_model.": "denoiser",
+    "static_resnet.": "static",
+    "img_encoder_image_primary.": "static",
+    "img_encoder_image_secondary.": "static",
+    "gripper_resnet.": "gripper",
+    "img_encoder_image_wrist.": "gripper",
+    "language_goal.": "language",
+}
+
+#: Why tensors are not used.
+REASONS = {
+    "language": "the frozen CLIP text encoder; its embeddings are stored with the policy instead",
+    "unused": "their own forward pass never uses it",
+}
+
+
+def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, list[str]]]:
+    """Split by part of the policy; return the parts, and the names that are not used by reason.
+
+    Raises:
+        CheckpointError: listing names that belong to no part, or parts that occur twice.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"denoiser": {}, "static": {}, "gripper": {}}
+    skipped: dict[str, list[str]] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        prefix = next((p for p in PARTS if name.startswith(p)), None)
+        rest = name.removeprefix(prefix or "")
+        if prefix is None or rest in parts.get(PARTS[prefix], {}):
+            unknown.append(name)
+        elif PARTS[prefix] == "language":
+            skipped.setdefault(REASONS["language"], []).append(name)
+        elif PARTS[prefix] == "denoiser" and rest in UNUSED:
+            skipped.setdefault(REASONS["unused"], []).append(name)
+        else:
+            parts[PARTS[prefix]][rest] = tensor.float() if tensor.is_floating_point() else tensor
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors belong to no part of a MoDE policy: {sorted(unknown)[:6]}; expected are "
+            f"names that begin with {', '.join(p for p in PARTS)}"
+        )
+    return parts, skipped

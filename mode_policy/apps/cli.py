@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,14 +24,30 @@ from rich.console import Console
 from mode_policy.errors import ConfigError, ModePolicyError, did_you_mean
 
 #: Where each program's configuration lives.
-CONF = {"train": "mode_policy.conf", "evaluate": "mode_policy.conf.evaluate"}
+CONF = {
+    "train": "mode_policy.conf",
+    "evaluate": "mode_policy.conf.evaluate",
+    "serve": "mode_policy.conf.serve",
+    "control": "mode_policy.conf.control",
+}
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
 #: Settings whose values are paths; whatever these hold is one string.
-PATHS = ("checkpoint", "resume", "output", "run_dir", "dataset.path")
-
-OmegaConf.register_new_resolver("either", lambda a, b: a or b, replace=True)
+PATHS = (
+    "certificate",
+    "checkpoint",
+    "dataset.path",
+    "init_from",
+    "log",
+    "output",
+    "policy.vision.weights",
+    "private_key",
+    "resume",
+    "robot.path",
+    "run_dir",
+    "token_file",
+)
 
 
 def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
@@ -46,9 +63,13 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
             with exit_codes():
                 sys.argv[1:] = [quote_path(a) for a in sys.argv[1:]]
                 arguments, _ = get_args_parser().parse_known_args()
-                if not arguments.multirun:  # there, a value may be a list of values
-                    compose(config_name, arguments.overrides)
-                decorated()
+                lines = single_runs(arguments.overrides) if arguments.multirun else [arguments.overrides]
+                for overrides in lines:
+                    compose(config_name, overrides)
+                try:
+                    decorated()
+                except HydraException as error:
+                    raise ConfigError(_message(error)) from None
 
         @hydra.main(version_base=None, config_path=f"pkg://{CONF[config_name]}", config_name=config_name)
         def decorated(cfg: DictConfig) -> None:
@@ -93,8 +114,10 @@ class exit_codes:  # noqa: N801 - used as a function
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ModePolicyError):
+            rank = os.environ.get("RANK", "0")  # of a process that torchrun or accelerate launch started
+            what = "error" if rank == "0" else f"error in process {rank}"
             Console(stderr=True, highlight=False, soft_wrap=True).print(
-                f"error: {error}", style="red", markup=False
+                f"{what}: {error}", style="red", markup=False
             )
             raise SystemExit(2) from None
         if isinstance(error, KeyboardInterrupt):
@@ -108,32 +131,83 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         ConfigError: naming an unknown group choice, key or malformed override.
     """
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_module(CONF[config_name], version_base=None):
-            return hydra.compose(config_name, overrides)
-    except HydraException as error:
-        raise ConfigError(_explain(config_name, overrides, error)) from None
-
-
-def _explain(config_name: str, overrides: list[str], error: HydraException) -> str:
-    """Find the override that Hydra stumbled over and suggest the closest name."""
     with hydra.initialize_config_module(CONF[config_name], version_base=None):
         loader = GlobalHydra.instance().config_loader()
-        base = OmegaConf.to_container(hydra.compose(config_name), resolve=False)
-    parser = OverridesParser.create()
-    for text in overrides:
+        groups = {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
+        for override in map(parse, overrides):
+            _check_choice(override, groups)
         try:
-            override = parser.parse_override(text)
-        except HydraException:
-            return f"cannot read {text!r}; overrides look like trainer.minutes=5 or task=pusht"
-        key = override.key_or_group
-        groups = loader.list_groups("")
-        if "." not in key and key in groups:
-            options = loader.get_group_options(key)
-            if isinstance(override.value(), str) and override.value() not in options:
-                return f"unknown {key} {override.value()!r}.{did_you_mean(str(override.value()), options)}"
-        elif not text.startswith(("+", "~")) and key not in _all_keys(base):
-            return f"unknown override {key!r}.{did_you_mean(key, {*_all_keys(base), *groups})}"
+            return hydra.compose(config_name, overrides)
+        except HydraException as error:
+            known = {*_all_keys(OmegaConf.to_container(hydra.compose(config_name), resolve=False)), *groups}
+            for override in map(parse, overrides):
+                key = override.key_or_group
+                changes = not override.is_add() and not override.is_delete()
+                if changes and key not in known and not key.startswith("hydra"):
+                    raise ConfigError(f"unknown override {key!r}.{did_you_mean(key, known)}") from None
+            raise ConfigError(_message(error)) from None
+
+
+def single_runs(overrides: list[str]) -> Iterator[list[str]]:
+    """Yield command lines of single runs that together name every key and choice of a multirun's."""
+    choices = [values for text in overrides if (values := _values(parse(text)))]
+    first = [values[0] for values in choices]
+    yield first
+    for i, values in enumerate(choices):
+        for value in values[1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def parse(text: str) -> Override:
+    """Parse an override.
+
+    Raises:
+        ConfigError: if it is malformed.
+    """
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise ConfigError(
+            f"cannot read {text!r}; overrides look like trainer.minutes=5 or task=pusht"
+        ) from None
+
+
+#: Sweeps that say themselves which values they run through.
+_LISTED = (ValueType.CHOICE_SWEEP, ValueType.SIMPLE_CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+
+
+def _values(override: Override) -> list[str]:
+    """The single overrides that a sweep stands for, or one of them where they differ by a number only.
+
+    None where only Hydra's sweeper knows them (patterns, intervals).
+    """
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if override.value_type not in _LISTED:
+        return []
+    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    return values[:1] if "." in override.key_or_group else values
+
+
+def _check_choice(override: Override, groups: Mapping[str, Collection[str]]) -> None:
+    """Hold the choice of a group to what there is.
+
+    Raises:
+        ConfigError: if it is unknown, none, or more than one.
+    """
+    key, value = override.key_or_group, override.value()
+    if key not in groups or override.is_delete():
+        return
+    if override.is_sweep_override() or isinstance(value, list):
+        names = str(override.input_line).split("=", 1)[1].strip("[]")
+        raise ConfigError(f"{key} takes one choice, not several; to run with each of them: -m {key}={names}")
+    if not isinstance(value, str):
+        raise ConfigError(f"{key} needs a choice; one of {', '.join(groups[key])}")
+    if value not in groups[key]:
+        raise ConfigError(f"unknown {key} {value!r}.{did_you_mean(value, groups[key])}")
+
+
+def _message(error: HydraException) -> str:
     return str(error).split("\nSee ")[0]
 
 

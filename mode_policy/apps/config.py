@@ -16,7 +16,13 @@ _frozen = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class TaskConfig:
-    """What is learnt and where it is tested: a suite of ``mode_envs`` and the subset of its tasks, or all."""
+    """What is learnt and where it is tested.
+
+    Attributes:
+        name: of the task, e.g. in titles and folders.
+        suite: of `mode_envs`, whose environments the policy is evaluated in.
+        tasks: names of a subset of the suite; None for all of it.
+    """
 
     name: str
     suite: str
@@ -25,7 +31,24 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class DatasetConfig:
-    """Where demonstrations come from; the keys are described in ``conf/train.yaml``."""
+    """Where demonstrations come from, and what of them is used.
+
+    Attributes:
+        source: ``collect`` lets scripted experts demonstrate the task, once; ``path`` is a store there is.
+        path: of the store.
+        layout: ``native`` is ours; ``replay_buffer`` is diffusion_policy's zarr format 2, read in place.
+        url: where the published data can be downloaded, for messages.
+        keys: of a replay buffer: feature key → name of the array.
+        features: of a replay buffer: feature key → fields of `mode_policy.types.Feature`, ``shape`` at least.
+        fps: control rate of a replay buffer in Hz.
+        licence: of a replay buffer, for the record.
+        episodes: demonstrations to collect of each task.
+        noise: standard deviation of the disturbance of the experts' executed actions, in units of half the
+            action range.
+        seed: root of the collected episodes' seeds.
+        state_keys: features that the policy reads; None for all.
+        validation_fraction: share of each task's episodes that is held out.
+    """
 
     source: Literal["collect", "path"] = "path"
     path: str
@@ -44,7 +67,17 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class EvaluationConfig:
-    """How rollouts are made; the keys are described in ``conf/train.yaml``."""
+    """How rollouts are made.
+
+    Attributes:
+        episodes: rollouts of each task; 0 only trains.
+        seed: root of the rollouts' seeds, apart from those of the demonstrations.
+        lanes: environments in flight, in one batch of inference.
+        workers: processes that they are spread over; 0 for none but this one, None for one a core.
+        videos: rollouts of each task to film, where pictures can be made.
+        video_size: height and width of a picture in pixels.
+        weights: of the checkpoint: averaged (``ema``) or as the optimizer left them (``raw``).
+    """
 
     episodes: Annotated[int, Field(ge=0)] = 20
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 100000
@@ -57,7 +90,18 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class TrainConfig:
-    """Everything of ``train.py``."""
+    """Everything of ``train.py``.
+
+    Attributes:
+        task: what is learnt.
+        dataset: what it is learnt from.
+        policy: what learns.
+        trainer: how.
+        evaluation: how what was learnt is measured.
+        run_dir: folder of the run; in a multirun Hydra chooses one for each.
+        resume: folder of a run to continue, or None.
+        init_from: checkpoint whose weights training starts from (`mode_policy.training.finetune`), or None.
+    """
 
     task: TaskConfig
     dataset: DatasetConfig
@@ -66,11 +110,21 @@ class TrainConfig:
     evaluation: EvaluationConfig
     run_dir: str
     resume: str | None = None
+    init_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class EvaluateConfig(EvaluationConfig):
-    """Everything of ``evaluate.py``: how rollouts are made, and of what."""
+    """Everything of ``evaluate.py``: how rollouts are made, and of what.
+
+    Attributes:
+        checkpoint: its folder, or a run's for its newest one.
+        task: a suite, a task or several tasks; None for what the checkpoint was trained on.
+        execute: actions of a chunk that are executed; None for the checkpoint's own number.
+        sampler: fields of `SamplerConfig` that differ from the checkpoint's; None for its own.
+        device: ``auto`` is a GPU where there is one.
+        output: folder for the results; None for one beside the checkpoint.
+    """
 
     checkpoint: str
     task: str | tuple[str, ...] | None = None
@@ -81,7 +135,7 @@ class EvaluateConfig(EvaluationConfig):
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateConfig:
-        if not Path(self.checkpoint).exists():
+        if not Path(self.checkpoint).expanduser().exists():
             raise ValueError(
                 f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's"
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +24,16 @@ from mode_datasets import (
     open_store,
     split_episodes,
 )
-from mode_envs import EnvTask
+from mode_envs import SUITES, EnvTask, features, make, suite
+from mode_envs.collect import collect
 from mode_policy.apps.cli import console
-from mode_policy.apps.config import DatasetConfig, TaskConfig
+from mode_policy.apps.config import DatasetConfig, TaskConfig, TrainConfig
 from mode_policy.apps.progress import bar
-from mode_policy.config import PolicyConfig
 from mode_policy.convention import Convention
 from mode_policy.encoders.language import embed_instructions
-from mode_policy.errors import ConfigError, DataError
-from mode_policy.types import Batch, Feature, feature_kind
+from mode_policy.errors import ConfigError, DataError, did_you_mean
+from mode_policy.training.processes import Processes
+from mode_policy.types import IMAGE_PREFIX, Batch, Feature, feature_kind
 
 
 def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
@@ -39,10 +42,7 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
     Raises:
         ConfigError: if the suite or one of the chosen tasks is unknown.
     """
-    from mode_envs import suite
-    from mode_policy.errors import did_you_mean
-
-    tasks = suite(task.suite)
+    tasks = known_suite(task.suite)
     if task.tasks is None:
         return tasks
     if not task.tasks or len(set(task.tasks)) < len(task.tasks):
@@ -52,6 +52,20 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
         if name not in known:
             raise ConfigError(f"task {name!r} is not in {task.suite!r}.{did_you_mean(name, known)}")
     return tuple(known[name] for name in task.tasks)
+
+
+def known_suite(name: str) -> tuple[EnvTask, ...]:
+    """Return the tasks of a suite.
+
+    Raises:
+        ConfigError: if there is no such suite, or not yet.
+    """
+    if name.startswith("libero") and name not in SUITES:
+        raise ConfigError(
+            f"{name!r} needs LIBERO's environments (the extra `libero`), which this version lacks: its "
+            f"configuration can be read but not run. What runs: {', '.join(sorted(SUITES))}"
+        )
+    return suite(name)
 
 
 def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> DemonstrationStore:
@@ -88,7 +102,7 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
     """Return how to read a store of another layout, or None for one of ours.
 
     Raises:
-        ConfigError: if the recipe does not say the control rate.
+        ConfigError: if the recipe does not say the control rate, or describes a feature badly.
     """
     if config.layout == "native":
         return None
@@ -96,11 +110,31 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
         raise ConfigError("dataset.layout=replay_buffer needs the control rate of the data, dataset.fps=…")
     return ReplayBufferLayout(
         keys=config.keys,
-        features={k: Feature.from_json(f) for k, f in config.features.items()},
+        features={key: _feature(key, given) for key, given in config.features.items()},
         convention=Convention(fps=config.fps),
         task=env_tasks(task)[0].task,
         provenance=Provenance(source=config.url or config.path, licence=config.licence or "unknown"),
     )
+
+
+def _feature(key: str, given: Mapping[str, Any]) -> Feature:
+    """Build a feature from its description in the configuration.
+
+    Raises:
+        ConfigError: naming what the description lacks, has too much or has wrong.
+    """
+    where, known = f"dataset.features.{key}", [f.name for f in fields(Feature)]
+    if unknown := [name for name in given if name not in known]:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+    shape = given.get("shape")
+    if not isinstance(shape, list) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ConfigError(
+            f"{where} needs the shape of one time step, e.g. shape: [7] or shape: [96, 96, 3] (got {shape!r})"
+        )
+    try:
+        return Feature.from_json(given)
+    except TypeError as error:
+        raise ConfigError(f"{where} cannot be read ({error}): {dict(given)}") from None
 
 
 def _recipe(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
@@ -126,9 +160,6 @@ def _check_recipe(path: Path, config: DatasetConfig, task: TaskConfig) -> None:
 
 def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language: str | None) -> None:
     """Collect demonstrations of scripted experts into a new store."""
-    from mode_envs import features
-    from mode_envs.collect import collect
-
     tasks = env_tasks(task)
     table = None if language is None else embed_instructions([t.task.instruction for t in tasks], language)
     provenance = Provenance(
@@ -165,8 +196,6 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
 @functools.cache
 def control_rate(task: EnvTask) -> float:
     """Return the control rate of a task's environment in Hz."""
-    from mode_envs import make
-
     env = make(task)
     try:
         return float(env.metadata["render_fps"])
@@ -187,27 +216,29 @@ class TrainingData:
         return self.windows.batch(self.sampler.indices(step))
 
 
-def training_data(
-    store: DemonstrationStore,
-    policy: PolicyConfig,
-    state_keys: Sequence[str] | None,
-    *,
-    batch_size: int,
-    validation_fraction: float,
-    validation_batches: int,
-    seed: int,
-) -> TrainingData:
-    """Split by episode and cut windows."""
-    train, held_out = split_episodes(store, validation_fraction, seed)
+def training_data(store: DemonstrationStore, config: TrainConfig, processes: Processes) -> TrainingData:
+    """Split by episode and cut windows; of each training batch, this process gets its share."""
+    policy, trainer = config.policy, config.trainer
+    train, held_out = split_episodes(store, config.dataset.validation_fraction, trainer.seed)
     spec = WindowSpec(history=policy.history, chunk=policy.chunk)
-    keys = chosen_states(store, state_keys)
-    windows = Windows(store, spec, train, state_keys=keys)
+    keys = chosen_states(store, config.dataset.state_keys)
+    cameras = chosen_cameras(store, policy.cameras)
+    windows = Windows(
+        store,
+        spec,
+        train,
+        state_keys=keys,
+        image_keys=cameras,
+        cache_images=_image_bytes(store, cameras) * processes.count < _memory() // 4,
+    )
     validation: list[Batch] = []
-    if len(held_out) and validation_batches:
-        held = Windows(store, spec, held_out, state_keys=keys)
-        chosen = np.random.default_rng(seed).permutation(len(held))[: batch_size * validation_batches]
-        validation = [held.batch(chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
-    return TrainingData(windows, BatchSampler(len(windows), batch_size, seed), validation)
+    if len(held_out) and trainer.validation_batches:
+        held = Windows(store, spec, held_out, state_keys=keys, image_keys=cameras)
+        order, size = np.random.default_rng(trainer.seed).permutation(len(held)), trainer.batch_size
+        starts = range(0, min(len(held), size * trainer.validation_batches), size)
+        validation = [held.batch(order[i : i + size]) for i in starts]
+    sampler = BatchSampler(len(windows), processes.share, trainer.seed, processes.rank, processes.count)
+    return TrainingData(windows, sampler, validation)
 
 
 def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -> tuple[str, ...]:
@@ -219,3 +250,24 @@ def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -
     if unknown:
         raise ConfigError(f"dataset.state_keys names {unknown}; the dataset has {known}")
     return tuple(state_keys)
+
+
+def chosen_cameras(store: DemonstrationStore, cameras: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys of the images that the policy reads.
+
+    Raises:
+        ConfigError: if the dataset lacks a camera.
+    """
+    known = [k.removeprefix(IMAGE_PREFIX) for k in store.features if feature_kind(k) == "image"]
+    if unknown := [name for name in cameras if name not in known]:
+        raise ConfigError(f"policy.cameras names {unknown}; the dataset's cameras are {known}")
+    return tuple(IMAGE_PREFIX + name for name in cameras)
+
+
+def _image_bytes(store: DemonstrationStore, keys: Sequence[str]) -> int:
+    return sum(store.num_steps * math.prod(store.features[key].shape) for key in keys)
+
+
+def _memory() -> int:
+    """Physical memory of the machine in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

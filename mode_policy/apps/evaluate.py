@@ -8,24 +8,26 @@ from typing import Any
 
 import torch
 
-from mode_envs import EnvTask, env_task
-from mode_envs.suites import SUITES, suite
+from mode_envs import SUITES, EnvTask, env_task
+from mode_envs.registration import ENTRIES
 from mode_policy.apps.cli import console, program
 from mode_policy.apps.config import EvaluateConfig, TaskConfig
-from mode_policy.apps.dataset import env_tasks
+from mode_policy.apps.dataset import env_tasks, known_suite
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.checkpoint import load_policy, read_description
 from mode_policy.config import SamplerConfig, build, to_dict
-from mode_policy.errors import ConfigError
+from mode_policy.errors import ConfigError, did_you_mean
+from mode_policy.training.checkpoints import newest_checkpoint
+from mode_policy.training.metrics import read_metrics
 
 
 @program("evaluate")
 def main(data: dict[str, Any]) -> None:
     """Load a checkpoint, roll it out, report."""
     config = build(EvaluateConfig, data)
-    checkpoint = find_checkpoint(Path(config.checkpoint))
+    checkpoint = find_checkpoint(Path(config.checkpoint).expanduser())
     about = read_description(checkpoint)["about"]
-    tasks = _tasks(config, about)
+    tasks = chosen_tasks(config, about)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no GPU; use device=cpu or auto")
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -37,8 +39,9 @@ def main(data: dict[str, Any]) -> None:
         raise ConfigError(
             f"execute={config.execute}, but the policy predicts chunks of {policy.config.chunk}"
         )
-    folder = Path(config.output) if config.output else _folder(checkpoint, about, config)
-    name = about.get("task", {}).get("name", "tasks") if config.task is None else config.task
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+    folder = Path(config.output).expanduser() if config.output else _folder(run, about, config)
+    name = _name(about, config)
     console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {config.episodes} rollouts each")
     evaluation = evaluate_policy(
         policy,
@@ -49,33 +52,47 @@ def main(data: dict[str, Any]) -> None:
         execute=config.execute,
         settings={"task": name, "checkpoint": str(checkpoint)},
         configuration=data,
+        metrics=read_metrics(run / "metrics.jsonl") if run is not None else (),
     )
     announce(evaluation, folder, checkpoint)
 
 
 def find_checkpoint(path: Path) -> Path:
     """Return a checkpoint's folder, given it or the folder of its run."""
-    last = path / "checkpoints" / "last"
-    return last if last.exists() else path
+    return newest_checkpoint(path) or path
 
 
-def _folder(checkpoint: Path, about: dict[str, Any], config: EvaluateConfig) -> Path:
+def _folder(run: Path | None, about: dict[str, Any], config: EvaluateConfig) -> Path:
     """Where results go by default: the run's folder, or for a checkpoint on its own the working directory."""
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else Path.cwd()
+    name = _name(about, config).replace("/", "_").replace(", ", "_")
+    return (run or Path.cwd()) / f"evaluation_{name}"
+
+
+def _name(about: dict[str, Any], config: EvaluateConfig) -> str:
     task = config.task or about.get("task", {}).get("name", "tasks")
-    name = task if isinstance(task, str) else "_".join(task)
-    return run / f"evaluation_{name.replace('/', '_')}"
+    return task if isinstance(task, str) else ", ".join(task)
 
 
-def _tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]:
-    """The tasks to evaluate: as asked for, or those of the training."""
+def chosen_tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]:
+    """Return the tasks to evaluate: as asked for, or those of the training.
+
+    Raises:
+        ConfigError: if one of them is unknown, or none is named.
+    """
     if config.task is None:
         if "task" not in about:
             raise ConfigError("the checkpoint does not say what it was trained on; give task=…")
         return env_tasks(build(TaskConfig, about["task"]))
-    if isinstance(config.task, str) and config.task in SUITES:
-        return suite(config.task)
+    if isinstance(config.task, str) and (config.task in SUITES or config.task.startswith("libero")):
+        return known_suite(config.task)
     names = (config.task,) if isinstance(config.task, str) else config.task
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"task={list(names)}: name each task once, and at least one")
+    known = {*ENTRIES, *(e.env_id for e in ENTRIES.values())}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"unknown task or suite {name!r}.{did_you_mean(name, [*ENTRIES, *SUITES])} "
+                f"Suites: {', '.join(sorted(SUITES))}."
+            )
     return tuple(env_task(name) for name in names)

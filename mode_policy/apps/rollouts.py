@@ -24,12 +24,11 @@ from mode_policy.apps.dataset import control_rate
 from mode_policy.apps.progress import bar
 from mode_policy.checkpoint import versions
 from mode_policy.diffusion.schedules import grid
-from mode_policy.errors import DataError
+from mode_policy.errors import DataError, ModePolicyError
 from mode_policy.evaluation import (
     EpisodeRecord,
     Evaluation,
     ExpertUsage,
-    VideoError,
     coverage_score,
     episode_videos,
     mark_outcome,
@@ -55,6 +54,8 @@ def evaluate_policy(
 ) -> Evaluation:
     """Roll out, then write ``evaluation.json``, ``videos/`` and ``report.html`` to ``folder``.
 
+    Scores are on disk before the first video is encoded: nothing that follows can lose them.
+
     Args:
         policy: with its statistics and instructions.
         tasks: to evaluate.
@@ -77,8 +78,6 @@ def evaluate_policy(
     specs = [EpisodeSpec(task=task, seed=seed) for task in tasks for seed in seeds]
     record = _filmed(tasks, config)
     results = _run(policy, specs, config, execute or policy.config.execute, record)
-    records = [_record(result) for result in results]
-    records = _write_videos(records, results, tasks, config, folder)
     settings = {
         "command": shlex.join(["uv", "run", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": versions(),
@@ -93,7 +92,11 @@ def evaluate_policy(
         "noise_levels": sampling_grid(policy),
         **settings,
     }
-    evaluation = Evaluation.from_records(records, [t.task for t in tasks], settings)
+    records = [_record(result) for result in results]
+    names = [task.task for task in tasks]
+    Evaluation.from_records(records, names, settings).write(folder / "evaluation.json")
+    records = _write_videos(records, results, tasks, folder)
+    evaluation = Evaluation.from_records(records, names, settings)
     evaluation.write(folder / "evaluation.json")
     write_report(
         folder / "report.html",
@@ -225,7 +228,6 @@ def _write_videos(
     records: list[EpisodeRecord],
     results: Sequence[EpisodeResult],
     tasks: Sequence[EnvTask],
-    config: EvaluationConfig,
     folder: Path,
 ) -> list[EpisodeRecord]:
     """Write the filmed rollouts to ``folder/videos`` and name them in the records."""
@@ -235,11 +237,11 @@ def _write_videos(
             continue
         name = f"videos/{result.task}_{result.seed}_{'success' if result.success else 'failure'}.mp4"
         try:
-            (folder / "videos").mkdir(parents=True, exist_ok=True)
             rate = control_rate(tasks[0]) / _stride(tasks[0])
             write_video(folder / name, mark_outcome(result.frames, result.success), fps=rate)
-        except VideoError as error:
-            console.print(f"videos     none: {error}")
+        except ModePolicyError as error:
+            made = sum(record.video is not None for record in written)
+            console.print(f"videos     {made or 'none'}: {error}")
             break
         written[i] = replace(records[i], video=name)
     return written

@@ -10,20 +10,26 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mode_policy.apps.cli import console, program, to_plain
 from mode_policy.apps.config import TrainConfig
 from mode_policy.apps.dataset import TrainingData, env_tasks, get_store, training_data
+from mode_policy.apps.evaluate import find_checkpoint
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, check_fit, evaluate_policy
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
+from mode_policy.encoders.vision_weights import load_initial_weights
 from mode_policy.errors import CheckpointError, ConfigError
 from mode_policy.files import write_text
 from mode_policy.policy import MoDEPolicy
-from mode_policy.training.metrics import read_metrics
-from mode_policy.training.trainer import Trainer, TrainingSummary, seed_step
+from mode_policy.training.checkpoints import newest_checkpoint
+from mode_policy.training.finetune import start_from
+from mode_policy.training.metrics import import_wandb, read_metrics
+from mode_policy.training.processes import Processes, step_seed
+from mode_policy.training.trainer import Trainer, TrainingSummary
 from mode_policy.types import ACTION, Features
 
 
@@ -32,43 +38,49 @@ def main(data: dict[str, Any]) -> None:
     """Collect or open demonstrations, train, evaluate, report."""
     data = _resumed(data) if data["resume"] else data
     config = build(TrainConfig, data)
-    folder = Path(data["resume"] or HydraConfig.get().runtime.output_dir)
-    run(config, folder, data)
+    hydra = HydraConfig.get()
+    chosen = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else config.run_dir
+    run(config, Path(config.resume or chosen).expanduser().absolute(), data)
 
 
 def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     """Carry out a training run in ``folder``; ``data`` is its configuration as plain data.
 
+    Of several processes, the first collects, writes and evaluates; the others only train.
+
     Raises:
         ConfigError: if the folder holds a run already and this one does not resume it.
     """
+    processes = Processes(config.trainer)
+    console.quiet = not processes.main
+    folder = Path(processes.from_main(str(folder)))  # its name may hold the time, which passes
     if not config.resume and newest_checkpoint(folder) is not None:
         raise ConfigError(
             f"{folder} holds a run; continue it with resume={folder}, or choose another run_dir"
         )
+    if config.trainer.wandb is not None:
+        import_wandb()
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
-    store = get_store(config.dataset, config.task, config.policy.language)
-    windows = training_data(
-        store,
-        config.policy,
-        config.dataset.state_keys,
-        batch_size=config.trainer.batch_size,
-        validation_fraction=config.dataset.validation_fraction,
-        validation_batches=config.trainer.validation_batches,
-        seed=config.trainer.seed,
-    )
-    features: Features = {k: store.features[k] for k in (*windows.windows.state_keys, ACTION)}
-    seed_step(config.trainer.seed, 0, 0)
+    with processes.main_first():
+        store = get_store(config.dataset, config.task, config.policy.language)
+    windows = training_data(store, config, processes)
+    read = (*windows.windows.state_keys, *windows.windows.image_keys, ACTION)
+    features: Features = {k: store.features[k] for k in read}
+    torch.manual_seed(step_seed(config.trainer.seed, 0))
     policy = MoDEPolicy(
         config.policy, features, store.statistics, store.instruction_table if config.policy.language else None
     )
+    if not config.resume or newest_checkpoint(folder) is None:
+        with processes.main_first():  # weights may have to be downloaded
+            initialise(policy, config)
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
     if config.evaluation.episodes:
         check_fit(policy, tasks, config.evaluation, demonstrated)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
-    summary = train(policy, config, windows, folder, demonstrated)
+    summary = train(policy, config, windows, folder, data, demonstrated, processes)
+    processes.close()
+    if not processes.main:
+        return
     console.print(
         f"trained    {summary.steps} steps in {summary.seconds / 60:.1f} min, "
         f"{summary.samples_per_second:.0f} samples/s, loss {summary.loss:.4f}"
@@ -91,10 +103,35 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     announce(evaluation, folder, summary.checkpoint)
 
 
+def initialise(policy: MoDEPolicy, config: TrainConfig) -> None:
+    """Give a new run its initial weights, and say where they come from.
+
+    Raises:
+        CheckpointError: if ``init_from`` is no checkpoint, or another network's.
+        ConfigError: if the image encoders' weights cannot be had.
+    """
+    encoder = policy.image_encoder
+    if encoder is not None:
+        pairs = zip(config.policy.cameras, encoder.inputs, strict=True)
+        seen = ", ".join(f"{name} {camera.crop or camera.size} px" for name, camera in pairs)
+        start = "" if config.init_from is not None else f", {load_initial_weights(encoder)}"
+        console.print(f"cameras    {seen}: {encoder.config.network}{start}")
+    if config.init_from is not None:
+        checkpoint = find_checkpoint(Path(config.init_from))
+        start_from(policy, checkpoint)
+        console.print(f"weights    from {checkpoint}")
+
+
 def train(
-    policy: MoDEPolicy, config: TrainConfig, windows: TrainingData, folder: Path, demonstrated: list[int]
+    policy: MoDEPolicy,
+    config: TrainConfig,
+    windows: TrainingData,
+    folder: Path,
+    data: dict[str, Any],
+    demonstrated: list[int],
+    processes: Processes,
 ) -> TrainingSummary:
-    """Train (or continue) with a progress bar."""
+    """Train (or continue) with a progress bar; ``data``, once accepted, becomes the run's ``config.yaml``."""
     parameters = sum(p.numel() for p in policy.parameters())
     about = {
         "task": asdict(config.task),
@@ -111,10 +148,19 @@ def train(
             progress.update(row, completed=share, note=note)
 
         trainer = Trainer(
-            policy, config.trainer, windows.batch, windows.validation, folder, about=about, progress=show
+            policy,
+            config.trainer,
+            windows.batch,
+            windows.validation,
+            folder,
+            about=about,
+            progress=show,
+            processes=processes,
         )
         if config.resume and (newest := newest_checkpoint(folder)) is not None:
             trainer.resume(newest)
+        if processes.main:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
         console.print(
             f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
             "windows" + (f", continuing at step {trainer.step}" if trainer.step else "")
@@ -126,15 +172,9 @@ def train(
             raise
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint that a run continues from; the links may have been lost in copying."""
-    last = folder / "checkpoints" / "last"
-    return last if last.exists() else max((folder / "checkpoints").glob("step_*"), default=None)
-
-
 def _resumed(data: dict[str, Any]) -> dict[str, Any]:
     """Return the interrupted run's configuration with this command line's overrides on top."""
-    folder = Path(data["resume"])
+    folder = Path(data["resume"]).expanduser()
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise CheckpointError(f"nothing to resume at {folder}: it has no config.yaml; give a run's folder")

@@ -16,7 +16,6 @@ from mode_policy.evaluation.video import (
     contact_sheet,
     mark_outcome,
     write_gif,
-    write_png,
     write_video,
 )
 
@@ -40,7 +39,6 @@ __all__ = [
     "svg",
     "wilson",
     "write_gif",
-    "write_png",
     "write_report",
     "write_video",
 ]

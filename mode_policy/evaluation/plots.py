@@ -64,7 +64,7 @@ def success_plot(evaluation: Evaluation) -> Figure:
     axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
     axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.tick_params(axis="y", length=0)
-    _style(axes, grid="x")
+    style_axes(axes, grid="x")
     return figure
 
 
@@ -115,7 +115,7 @@ def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         axes.set_xlabel("training step")
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=9)
-        _style(axes, grid="both")
+        style_axes(axes, grid="both")
     return figures
 
 
@@ -179,7 +179,7 @@ def expert_usage(probs: np.ndarray, sigmas: np.ndarray, top_k: int = 2) -> list[
         bar.ax.tick_params(labelsize=8, length=0, colors=INK)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        _style(axes)
+        style_axes(axes)
         figures.append(figure)
     return figures
 
@@ -223,7 +223,8 @@ def _running_median(values: np.ndarray) -> np.ndarray:
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=-1)
 
 
-def _style(axes: Axes, grid: str = "") -> None:
+def style_axes(axes: Axes, grid: str = "") -> None:
+    """Give axes the look of all our figures; ``grid`` is "", "x", "y" or "both"."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9)

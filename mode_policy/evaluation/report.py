@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import quote
 
 from mode_policy.evaluation import plots
+from mode_policy.evaluation.page import key_facts, page, plain_table, sentence
 from mode_policy.evaluation.plots import ExpertUsage
 from mode_policy.evaluation.results import Evaluation
-from mode_policy.evaluation.style import CSS
 from mode_policy.files import replacing
 
 VIDEO_BUDGET = 24_000_000  # bytes of video that a report embeds; browsers stay quick and mail accepts it
@@ -86,16 +86,8 @@ def write_report(
         ("Experts by noise level", _experts(expert_usage)),
         ("Configuration", _configuration(evaluation.settings, settings or {})),
     )
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f"<header><h1>{escape(title)}</h1></header>\n<main>\n"
-        + "\n".join(f"<section>\n<h2>{name}</h2>\n{body}\n</section>" for name, body in sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page(title, sections), encoding="utf-8")
     return path
 
 
@@ -121,7 +113,7 @@ def _results(evaluation: Evaluation) -> str:
     facts.append(("episode time", _duration(seconds), "wall clock, summed"))
     if restarts := sum(episode.restarts for episode in evaluation.episodes):
         facts.append(("simulator restarts", str(restarts), "episodes were run again"))
-    return f'<p class="headline">{escape(evaluation.headline())}</p>\n{_facts(facts)}'
+    return f'<p class="headline">{escape(evaluation.headline())}</p>\n{key_facts(facts)}'
 
 
 def _success(evaluation: Evaluation) -> str:
@@ -151,14 +143,14 @@ def _success(evaluation: Evaluation) -> str:
     ]
     count = evaluation.overall.episodes - evaluation.overall.successes
     failures = (
-        f"<details><summary>Seeds of the {count} failed episodes</summary>{_plain_table(failed)}</details>"
+        f"<details><summary>Seeds of the {count} failed episodes</summary>{plain_table(failed)}</details>"
     )
     return f'<div class="pair"><figure>{plot}</figure>{table}</div>\n{failures if failed else ""}'
 
 
 def _videos(videos: Sequence[Video], folder: Path, budget: int) -> str:
     if not videos:
-        return _sentence("No videos were recorded.")
+        return sentence("No videos were recorded.")
     figures = []
     for video in sorted(videos, key=lambda video: video.success is not False):
         body, spent = _video(video, folder, budget)
@@ -177,13 +169,13 @@ def _video(video: Video, folder: Path, budget: int) -> tuple[str, int]:
         embed = size <= budget
         if isinstance(video.source, bytes):
             if not embed:
-                return _sentence("This video is too large to embed."), 0
+                return sentence("This video is too large to embed."), 0
             data = video.source
         else:
             with video.source.open("rb") as file:
                 data = file.read() if embed else file.read(6)
     except OSError as error:
-        return _sentence(f"The video cannot be read: {error}"), 0
+        return sentence(f"The video cannot be read: {error}"), 0
     gif = data.startswith((b"GIF87a", b"GIF89a"))
     if embed:
         url = f"data:{'image/gif' if gif else 'video/mp4'};base64,{b64encode(data).decode()}"
@@ -199,20 +191,20 @@ def _video(video: Video, folder: Path, budget: int) -> tuple[str, int]:
 
 
 def _training(metrics: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
-    parts = [_facts([(name, _text(value), "") for name, value in summary.items()])] if summary else []
+    parts = [key_facts([(name, _text(value), "") for name, value in summary.items()])] if summary else []
     figures = plots.learning_curves(metrics)
     if figures:
         panels = (f"<figure>{plots.svg(figure, title)}</figure>" for title, figure in figures.items())
-        note = _sentence("Pale: as recorded. Strong: running median.") if len(metrics) > 60 else ""
+        note = sentence("Pale: as recorded. Strong: running median.") if len(metrics) > 60 else ""
         parts.append(f'<div class="grid">{"\n".join(panels)}</div>{note}')
     else:
-        parts.append(_sentence("No training metrics were found beside the checkpoint."))
+        parts.append(sentence("No training metrics were found beside the checkpoint."))
     return "<br>\n".join(parts)
 
 
 def _experts(usage: ExpertUsage | None) -> str:
     if usage is None:
-        return _sentence("The router's probabilities were not recorded.")
+        return sentence("The router's probabilities were not recorded.")
     figures = plots.expert_usage(*usage)
     panels = (
         f"<figure>{plots.svg(figure, f'Expert usage in layer {layer}')}</figure>"
@@ -233,12 +225,12 @@ def _configuration(settings: Mapping[str, Any], configuration: Mapping[str, Any]
         line = command if isinstance(command, str) else " ".join(map(str, command))
         parts.append(f'<p>This command reproduces it:</p><pre class="command">{escape(line)}</pre>')
     else:
-        parts.append(_sentence("The command that made this evaluation was not recorded."))
+        parts.append(sentence("The command that made this evaluation was not recorded."))
     if rest:
-        parts.append(f"<h3>Evaluation</h3>{_plain_table(rest)}")
+        parts.append(f"<h3>Evaluation</h3>{plain_table(rest)}")
     if isinstance(versions, Mapping):
         parts.append(
-            f"<h3>Versions</h3>{_plain_table((key, _text(value)) for key, value in versions.items())}"
+            f"<h3>Versions</h3>{plain_table((key, _text(value)) for key, value in versions.items())}"
         )
     if configuration:
         text = json.dumps(configuration, indent=2, ensure_ascii=False, default=str)
@@ -246,26 +238,8 @@ def _configuration(settings: Mapping[str, Any], configuration: Mapping[str, Any]
     return "\n".join(parts)
 
 
-def _facts(facts: Iterable[tuple[str, str, str]]) -> str:
-    """Return key figures: name, value, and a note that may be empty."""
-    items = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
-        for name, value, note in facts
-    )
-    return f'<dl class="facts">{"\n".join(items)}</dl>'
-
-
-def _plain_table(rows: Iterable[tuple[str, str]]) -> str:
-    body = (f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in rows)
-    return f'<table class="plain"><tbody>{"\n".join(body)}</tbody></table>'
-
-
 def _row(values: Iterable[str]) -> str:
     return "".join(f"<td>{escape(value)}</td>" for value in values)
-
-
-def _sentence(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _text(value: Any) -> str:

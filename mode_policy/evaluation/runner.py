@@ -44,9 +44,10 @@ class PolicyRunner:
             DataError: if an observation lacks a feature or has another shape.
         """
         policy = self.policy
-        states = {}
+        states, images = {}, {}
         for key, feature in policy.features.items():
-            if feature_kind(key) != "state":
+            kind = feature_kind(key)
+            if kind == "action":
                 continue
             if key not in observations[0]:
                 raise DataError(f"the environment gives {sorted(observations[0])}, the policy needs {key!r}")
@@ -55,7 +56,10 @@ class PolicyRunner:
                 raise DataError(
                     f"{key!r} has shape {stacked.shape[2:]} in the environment, {feature.shape} in the policy"
                 )
-            states[key] = torch.from_numpy(stacked).float()
+            if kind == "image":
+                images[key] = torch.from_numpy(stacked)
+            else:
+                states[key] = torch.from_numpy(stacked).float()
         embedded = policy.instructions.embed(instructions) if policy.instructions is not None else None
         shape = (policy.config.chunk, policy.action_dim)
         generators = [_generator(seed) for seed in noise_seeds]
@@ -63,7 +67,7 @@ class PolicyRunner:
         def noise() -> torch.Tensor:
             return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(policy.device)
 
-        observation = Observation(states=states, instruction=embedded).to(policy.device)
+        observation = Observation(states=states, images=images, instruction=embedded).to(policy.device)
         actions: np.ndarray = policy.act(observation, noise=noise).cpu().numpy()
         return actions
 

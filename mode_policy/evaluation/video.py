@@ -16,6 +16,8 @@ from mode_policy.files import replacing
 SUCCESS_RGB = (0, 158, 115)
 FAILURE_RGB = (213, 94, 0)
 
+_PALETTE_FRAMES = 16  # that a GIF's colours are chosen from
+
 
 class VideoError(ModePolicyError):
     """Frames that are no video, or a video that cannot be encoded here."""
@@ -65,36 +67,29 @@ def write_video(path: Path | str, frames: np.ndarray | Sequence[np.ndarray], fps
     return Path(path)
 
 
-def write_gif(path: Path | str, frames: np.ndarray | Sequence[np.ndarray], fps: float) -> Path:
+def write_gif(
+    path: Path | str, frames: np.ndarray | Sequence[np.ndarray], fps: float, colors: int = 128
+) -> Path:
     """Write an endlessly looping GIF; return its path. Needs no ffmpeg. Arguments as in `write_video`.
 
-    GIF counts time in hundredths of a second, and viewers slow down anything faster than 50 per second.
+    All frames share one palette of ``colors`` (2 to 256) without dithering, so that what stands still costs
+    nothing. GIF counts time in hundredths of a second, and viewers slow down anything faster than 50 per
+    second.
 
     Raises:
         VideoError: if the frames are malformed or the file cannot be written.
     """
-    first, *rest = (Image.fromarray(frame) for frame in _checked(frames, fps))
+    movie = _checked(frames, fps)
+    seen = movie[:: max(1, len(movie) // _PALETTE_FRAMES)]
+    palette = Image.fromarray(np.concatenate(list(seen))).quantize(colors)
+    first, *rest = (
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in movie
+    )
     try:
         with replacing(path) as temporary:
             first.save(
                 temporary, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0
             )
-    except OSError as error:
-        raise VideoError(f"could not write {path}: {error}") from error
-    return Path(path)
-
-
-def write_png(path: Path | str, image: np.ndarray) -> Path:
-    """Write a uint8 ``(H, W, 3)`` image; return its path.
-
-    Raises:
-        VideoError: if the image is malformed or the file cannot be written.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        raise VideoError(f"an image is uint8 (H, W, 3), but this is {image.dtype} {image.shape}")
-    try:
-        with replacing(path) as temporary:
-            Image.fromarray(image).save(temporary, format="PNG")
     except OSError as error:
         raise VideoError(f"could not write {path}: {error}") from error
     return Path(path)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mode_policy.nn.attention import CausalSelfAttention
-from mode_policy.nn.experts import SwiGLUExperts
+from mode_policy.nn.experts import ExpertBank
 from mode_policy.nn.norm import RMSNorm
-from mode_policy.nn.router import ConditionRouter, Routing
+from mode_policy.nn.router import Router, Routing
 
 Residual = Literal["normed", "prenorm", "paper"]
 
@@ -36,9 +36,9 @@ class MoDEBlock(nn.Module):
     def __init__(
         self,
         attention: CausalSelfAttention,
-        router: ConditionRouter,
-        experts: SwiGLUExperts,
-        shared: SwiGLUExperts | None,
+        router: Router,
+        experts: ExpertBank,
+        shared: ExpertBank | None,
         dim: int,
         residual: Residual = "normed",
     ) -> None:

@@ -6,7 +6,7 @@ S sequence = [noise] + goal + O + C, D width, L layers.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,11 +132,18 @@ class Denoiser(nn.Module):
         """Return each layer's routing by noise level alone, without running the network.
 
         Raises:
-            ValueError: if the routers also look at the goal and none is given.
+            ValueError: if the routers also look at the goal and none is given, or one looks at the tokens.
         """
+        routers = [cast(MoDEBlock, block).router for block in self.blocks]
+        for layer, router in enumerate(routers):
+            if router.scope == "token":
+                raise ValueError(
+                    f"{type(router).__name__} of layer {layer} chooses by the tokens, so its choice is not "
+                    "known before the network has run; read it from the output's routings"
+                )
         noise_BD = self.sigma_embedding(sigma_B.log()[:, None] / 4)
         if self.config.router.goal:
             if goal_BG is None:
                 raise ValueError("these routers also look at the goal; pass goal_BG")
             noise_BD = noise_BD + self.goal_embedding(goal_BG)
-        return [block.router(noise_BD, noise_BD[:, None]) for block in self.blocks]  # type: ignore[operator]
+        return [router(noise_BD, noise_BD[:, None]) for router in routers]

@@ -112,21 +112,25 @@ class ConditionRouter(nn.Module):
         return Routing(expert_BK, weight_BK, probs_BN, logits_BN)
 
 
-def load_balancing_loss(routings: list[Routing], form: Literal["code", "paper"] = "code") -> Tensor:
+def load_balancing_loss(
+    routings: list[Routing], form: Literal["code", "paper"] = "code", shares_LN: Tensor | None = None
+) -> Tensor:
     """N·Σₙ fₙPₙ, averaged over layers; K at uniform routing (Switch Transformer, arXiv 2101.03961, eq. 4).
 
-    ``f`` is the share of rows that chose expert n. ``P`` is the mean weight given to it (``"code"``, the
-    authors' implementation) or its mean softmax (``"paper"``).
+    ``f`` is the share of rows that chose expert n: of these rows, or ``shares_LN`` where they are a part of a
+    larger batch. ``P`` is the mean weight given to it (``"code"``, the authors' implementation) or its mean
+    softmax (``"paper"``).
     """
     probs_LRN = torch.stack([r.probs_RN for r in routings])
     expert_LRK = torch.stack([r.expert_RK for r in routings])
-    chosen_LRN = torch.zeros_like(probs_LRN).scatter(2, expert_LRK, 1.0)
+    if shares_LN is None:
+        shares_LN = torch.zeros_like(probs_LRN).scatter(2, expert_LRK, 1.0).mean(1)
     if form == "code":
         weight_LRK = torch.stack([r.weight_RK for r in routings])
         weight_LRN = torch.zeros_like(probs_LRN).scatter(2, expert_LRK, weight_LRK)
     else:
         weight_LRN = probs_LRN
-    return probs_LRN.shape[2] * (chosen_LRN.mean(1) * weight_LRN.mean(1)).sum(1).mean()
+    return probs_LRN.shape[2] * (shares_LN * weight_LRN.mean(1)).sum(1).mean()
 
 
 def router_z_loss(routings: list[Routing]) -> Tensor:

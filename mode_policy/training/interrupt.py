@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
+
+#: Seconds within which further signals count as the same one: a launcher passes on what the terminal has
+#: already sent to all of its processes.
+ECHO = 1.0
 
 
 class DeferredInterrupt:
@@ -14,8 +19,13 @@ class DeferredInterrupt:
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested_at: float | None = None  # on the monotonic clock
         self._before: dict[int, signal.Handlers | int | None] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has come."""
+        return self.requested_at is not None
 
     def __enter__(self) -> DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
@@ -25,9 +35,11 @@ class DeferredInterrupt:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested_at is None:
+            self.requested_at = now
+        elif now - self.requested_at > ECHO:
             raise KeyboardInterrupt
-        self.requested = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

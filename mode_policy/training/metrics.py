@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,16 @@ class MetricsLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(folder / "tensorboard", purge_step=keep_steps)
+            # What is purged begins with the step that is named.
+            purge = None if keep_steps is None else keep_steps + 1
+            self._writer = SummaryWriter(folder / "tensorboard", purge_step=purge)
         if wandb is not None:
-            try:
-                import wandb as wandb_module
-            except ImportError as error:
-                raise ConfigError("trainer.wandb needs: pip install 'mode-policy[wandb]'") from error
-            self._wandb = wandb_module.init(
-                project=wandb, dir=folder, config=dict(config or {}), resume="allow"
+            self._wandb = import_wandb().init(
+                project=wandb,
+                dir=folder,
+                config=dict(config or {}),
+                id=wandb_run_id(folder, continued=keep_steps is not None),
+                resume="allow",
             )
 
     def write(self, record: Mapping[str, float]) -> None:
@@ -67,6 +70,29 @@ class MetricsLog:
             self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def import_wandb() -> Any:
+    """Return the module of Weights & Biases.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("trainer.wandb needs: pip install 'mode-policy[wandb]'") from error
+    return wandb
+
+
+def wandb_run_id(folder: Path, *, continued: bool) -> str:
+    """Return the run's id at Weights & Biases: a new one, or for a run that goes on the one in its folder."""
+    path = folder / "wandb_run_id.txt"
+    if continued and path.exists():
+        return path.read_text().strip()
+    name = uuid.uuid4().hex[:12]
+    write_text(path, name + "\n")
+    return name
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

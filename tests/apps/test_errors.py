@@ -7,11 +7,13 @@ import pytest
 import zarr
 
 from mode_policy.apps import train
-from mode_policy.apps.cli import compose, quote_path, to_plain
-from mode_policy.apps.config import TrainConfig
+from mode_policy.apps.cli import compose, quote_path, single_runs, to_plain
+from mode_policy.apps.config import EvaluateConfig, TrainConfig
 from mode_policy.apps.data import main as mode_data
+from mode_policy.apps.dataset import store_layout
+from mode_policy.apps.evaluate import chosen_tasks
 from mode_policy.config import build
-from mode_policy.errors import ConfigError, DataError, ModePolicyError
+from mode_policy.errors import CheckpointError, ConfigError, DataError, ModePolicyError
 from tests.apps.conftest import TINY, program
 
 
@@ -30,6 +32,9 @@ def run(tmp_path, *overrides):
         (["trainer.minuts=3"], r"unknown override 'trainer.minuts'. Did you mean 'trainer.minutes'"),
         (["tsk=pusht"], r"unknown override 'tsk'. Did you mean 'task'"),
         (["trainer.minutes=[1"], r"cannot read 'trainer.minutes=\[1'"),
+        (["task=[metaworld_mt10,pusht]"], r"task takes one choice, .*-m task=metaworld_mt10,pusht"),
+        (["sampler=ddim,euler"], r"sampler takes one choice, not several; .*-m sampler=ddim,euler"),
+        (["trainer=null"], r"trainer needs a choice; one of default, paper"),
     ],
 )
 def test_misspelt_overrides(overrides, message):
@@ -59,6 +64,60 @@ def test_a_program_prints_the_error_and_exits_with_2():
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown task 'push_t'. Did you mean 'pusht'")
     assert "Traceback" not in done.stderr
+
+
+def test_a_multirun_is_checked_before_it_starts(tmp_path):
+    done = program("train", "-m", "trainer.sed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown override 'trainer.sed'. Did you mean 'trainer.seed'")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_multirun_names_its_runs():
+    command = ["task=pusht,libero90", "trainer.seed=range(0,1000)", "model=glob(*)", "~vision"]
+    assert list(single_runs(command)) == [
+        ["task=pusht", "trainer.seed=0", "~vision"],
+        ["task=libero90", "trainer.seed=0", "~vision"],
+    ]
+
+
+def test_a_suite_without_environments_says_so(tmp_path):
+    with pytest.raises(ConfigError, match=r"'libero90' needs LIBERO's environments .*What runs: metaworld"):
+        run(tmp_path, "task=libero90", f"dataset.path={tmp_path}/none.zarr")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("metaworld_mt11", "unknown task or suite 'metaworld_mt11'. Did you mean 'metaworld_mt10'"),
+        (["reach-v3", "push"], "unknown task or suite 'push'. .*Suites: metaworld_mt10, .*pusht"),
+        ("libero_10", "'libero_10' needs LIBERO's environments"),
+        (["reach-v3", "reach-v3"], "name each task once"),
+        (None, "the checkpoint does not say what it was trained on"),
+    ],
+)
+def test_tasks_that_cannot_be_evaluated(tmp_path, task, message):
+    config = build(EvaluateConfig, {"checkpoint": str(tmp_path), "task": task})
+    with pytest.raises(ConfigError, match=message):
+        chosen_tasks(config, {})
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"unit": "px"}, r"dataset.features.action needs the shape of one time step.*got None"),
+        ({"shape": 2}, r"dataset.features.action needs the shape of one time step.*got 2"),
+        ({"shap": [2]}, r"dataset.features.action: unknown key 'shap'. Did you mean 'shape'"),
+        ({"shape": [2], "angles": 1}, r"dataset.features.action cannot be read"),
+    ],
+)
+def test_badly_described_features(feature, message):
+    recipe = to_plain(compose("train", ["task=pusht"]))
+    recipe["dataset"]["features"]["action"] = feature
+    config = build(TrainConfig, recipe)
+    with pytest.raises(ConfigError, match=message):
+        store_layout(config.dataset, config.task)
 
 
 def test_a_missing_store_says_how_to_get_it(tmp_path):
@@ -131,6 +190,15 @@ def test_a_folder_that_holds_a_run_is_not_trained_into(tmp_path, reach_store):
         run(tmp_path, *common)
 
 
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, reach_store):
+    common = ("dataset.source=path", f"dataset.path={reach_store}", "evaluation.episodes=0")
+    run(tmp_path, *common)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=r"policy.denoiser.dim=16, now 32"):
+        run(tmp_path, *common, f"resume={tmp_path}/run", "policy.denoiser.dim=32")
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -159,6 +227,7 @@ def test_resuming_nothing(tmp_path):
     done = program("train", f"resume={tmp_path}/none")
     assert done.returncode == 2
     assert "nothing to resume" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_mode_data(tmp_path, capsys, reach_store):
@@ -179,6 +248,15 @@ def test_mode_data(tmp_path, capsys, reach_store):
             mode_data(arguments)
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_foreign_store_says_how_to_read_it(tmp_path, capsys):
+    group = zarr.create_group(str(tmp_path / "foreign.zarr"), zarr_format=2)
+    group.create_array("data/action", data=np.zeros((4, 2), np.float32), chunks=(4, 2))
+    with pytest.raises(SystemExit):
+        mode_data(["info", str(tmp_path / "foreign.zarr")])
+    message = "name a task whose recipe does, e.g. --task pusht"
+    assert message in capsys.readouterr().err.replace("\n", "")
 
 
 def test_mode_data_collects(tmp_path, capsys):

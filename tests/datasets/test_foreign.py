@@ -12,8 +12,8 @@ import pytest
 import zarr
 
 from mode_datasets import Provenance, ReplayBufferLayout, open_store
-from mode_policy.errors import DataError
 from mode_policy.convention import Convention
+from mode_policy.errors import DataError
 from mode_policy.types import ACTION, STATE, Feature, Task
 
 from .conftest import CAMERA, PROVENANCE, VECTORS, WITH_IMAGES, make_episodes, rewrite, write
@@ -69,7 +69,11 @@ def test_foreign_stores_are_read_in_place(foreign: Path) -> None:
 def layout(keys: dict[str, str], **features: Feature) -> ReplayBufferLayout:
     described = {STATE: VECTORS[STATE], ACTION: VECTORS[ACTION], **features}
     return ReplayBufferLayout(
-        keys=keys, features=described, convention=Convention(fps=10.0), task=LAYOUT.task, provenance=PROVENANCE
+        keys=keys,
+        features=described,
+        convention=Convention(fps=10.0),
+        task=LAYOUT.task,
+        provenance=PROVENANCE,
     )
 
 

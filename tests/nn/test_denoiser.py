@@ -6,6 +6,7 @@ import torch
 from mode_policy.config import DenoiserConfig, build
 from mode_policy.errors import ConfigError
 from mode_policy.nn.denoiser import Denoiser
+from mode_policy.nn.router import Routing
 
 B, C, A, G, T = 5, 6, 3, 7, 4
 
@@ -108,6 +109,29 @@ def test_evaluation_leaves_the_module_untouched():
     model(*inputs())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert set(vars(model.blocks[0])) == attributes
+
+
+class TokenRouter(torch.nn.Module):
+    """Another router: each token goes to the expert that its first features point at."""
+
+    scope = "token"
+    num_experts, num_active = 4, 1
+
+    def forward(self, condition_BD, x_BSD, generator=None):
+        probs_RN = x_BSD.flatten(0, 1)[:, : self.num_experts].softmax(-1)
+        weight_RK, expert_RK = probs_RN.topk(self.num_active)
+        return Routing(expert_RK, weight_RK, probs_RN, probs_RN.log())
+
+
+def test_a_router_of_tokens_plugs_in_but_is_not_known_beforehand():
+    model = make()
+    known = model.route(inputs()[1])
+    model.blocks[1].router = TokenRouter()
+    noise, tokens = model(*inputs()).routings
+    assert torch.equal(noise.expert_RK, known[0].expert_RK)
+    assert tokens.expert_RK.shape == (B * C, 1)
+    with pytest.raises(ValueError, match="TokenRouter of layer 1 chooses by the tokens"):
+        model.route(inputs()[1])
 
 
 def test_compiles_into_one_graph():

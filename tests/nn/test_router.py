@@ -21,6 +21,23 @@ def test_collapsed_routing_costs_n():
     assert load_balancing_loss([routing(same, torch.full((8, 2), 0.5))]).item() == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("form", ["code", "paper"])
+def test_parts_of_a_batch_balance_it_as_a_whole(form):
+    """With the shares of the whole batch, the mean over its parts has the whole's value and gradient."""
+    torch.manual_seed(0)
+    router, c = ConditionRouter(8, 4, 2), torch.randn(12, 8)
+    whole = [router.eval()(c, c[:, None])]
+    parts = [[router(x, x[:, None])] for x in c.chunk(3)]
+    losses = [load_balancing_loss(part, form, expert_shares(whole)) for part in parts]
+    expected = load_balancing_loss(whole, form)
+    torch.testing.assert_close(sum(losses) / 3, expected)
+    weight = router.net[0].weight
+    (ours,), (theirs,) = (torch.autograd.grad(x, [weight]) for x in (sum(losses) / 3, expected))
+    torch.testing.assert_close(ours, theirs)
+    alone = sum(load_balancing_loss(part, form) for part in parts) / 3
+    assert not torch.isclose(alone, expected), "the product of two means is not the mean of products"
+
+
 def test_paper_form_uses_the_softmax():
     same = torch.tensor([[0, 1]]).expand(8, 2)
     assert load_balancing_loss([routing(same, torch.full((8, 2), 0.5))], "paper").item() == pytest.approx(2.0)

@@ -1,49 +1,21 @@
-"""The training loop: it learns, resumes exactly, and stops when it should."""
+"""The training loop: it learns, repeats itself, and stops when it should."""
 
 import math
 import os
-import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mode_policy.checkpoint import load_policy
-from mode_policy.config import build
-from mode_policy.errors import CheckpointError, ConfigError, DataError, TrainingDivergedError
-from mode_policy.training.config import TrainerConfig
-from mode_policy.training.metrics import MetricsLog, read_metrics
+from mode_policy.errors import ConfigError, TrainingDivergedError
+from mode_policy.training.metrics import read_metrics
 from mode_policy.training.optimizer import parameter_groups
 from mode_policy.training.trainer import Trainer
 from tests import toy
-
-ROOT = Path(__file__).parents[2]
-
-
-def config(**changes) -> TrainerConfig:
-    data = {
-        "steps": 12,
-        "batch_size": 16,
-        "learning_rate": 3e-3,
-        "log_every": 2,
-        "validate_every": 4,
-        "checkpoint_every": 4,
-        "device": "cpu",
-        "tensorboard": False,
-    }
-    return build(TrainerConfig, data | changes)
-
-
-def trainer(folder, batch=toy.batch, **changes) -> Trainer:
-    policy = toy.policy(**changes.pop("policy", {}))
-    return Trainer(policy, config(**changes), batch, [toy.batch(10**6)], folder)
-
-
-def weights(folder, name="weights_raw.safetensors"):
-    return load_file(folder / "checkpoints" / "last" / name)
+from tests.training.runs import config, trainer, weights
 
 
 def test_it_learns(tmp_path):
@@ -63,131 +35,15 @@ def test_two_runs_are_equal_and_another_seed_is_not(tmp_path):
     assert any(not torch.equal(a[k], c[k]) for k in a)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_resuming_is_exact(tmp_path, dropout):
-    """Interrupted after any checkpoint and resumed: the same weights, averages and metrics, bit for bit."""
-    extra = {
-        "policy": {"denoiser": {"dim": 16, "num_layers": 2, "num_heads": 2, "attention_dropout": dropout}}
-    }
-    trainer(tmp_path / "whole", **extra).run()
-
-    class PowerCutError(Exception):
-        pass
-
-    def stop_at_nine(step):
-        if step == 9:
-            raise PowerCutError
-        return toy.batch(step)
-
-    with pytest.raises(PowerCutError):
-        trainer(tmp_path / "parts", stop_at_nine, **extra).run()
-    second = trainer(tmp_path / "parts", **extra)
-    second.resume(tmp_path / "parts" / "checkpoints" / "last")
-    assert second.step == 8
-    second.run()
-    for name in ("weights.safetensors", "weights_raw.safetensors", "training/optimizer.safetensors"):
-        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a), name
-    timed = ("seconds", "samples_per_second")
-    a, b = (
-        [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(tmp_path / n / "metrics.jsonl")]
-        for n in ("whole", "parts")
-    )
-    assert a == b
-
-
-@pytest.mark.parametrize(("change", "name"), [({"batch_size": 8}, "batch_size"), ({"seed": 5}, "seed")])
-def test_a_resume_that_could_not_be_exact_is_refused(tmp_path, change, name):
-    trainer(tmp_path).run()
-    with pytest.raises(CheckpointError, match=f"{name}="):
-        trainer(tmp_path, **change).resume(tmp_path / "checkpoints" / "last")
-
-
-def test_a_resume_with_another_network_is_refused(tmp_path):
-    trainer(tmp_path).run()
-    other = trainer(tmp_path / "other", policy={"denoiser": {"dim": 32, "num_layers": 2, "num_heads": 2}})
-    with pytest.raises(CheckpointError, match="another architecture"):
-        other.resume(tmp_path / "checkpoints" / "last")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"policy": {"normalize_action": "mean_std"}}, "policy.normalize_action=min_max, now mean_std"),
-        ({"policy": {"denoiser": {"dim": 16, "num_layers": 1, "num_heads": 2}}}, "num_layers=2, now 1"),
-        ({"freeze_routers": True}, "trained other parameters"),
-    ],
-)
-def test_a_resume_with_other_settings_is_refused(tmp_path, change, message):
-    trainer(tmp_path).run()
-    with pytest.raises(CheckpointError, match=message):
-        trainer(tmp_path, **change).resume(tmp_path / "checkpoints" / "last")
-
-
-def test_another_sampler_does_not_matter_to_a_resume(tmp_path):
-    trainer(tmp_path).run()
-    other = trainer(tmp_path, policy={"sampler": {"steps": 3}})
-    other.resume(tmp_path / "checkpoints" / "last")
-    assert (other.step, other.policy.config.sampler.steps) == (12, 3)
-
-
-def test_resuming_a_finished_run_ends_it_again(tmp_path):
-    first = trainer(tmp_path).run()
-    again = trainer(tmp_path)
-    again.resume(tmp_path / "checkpoints" / "last")
-    second = again.run()
-    assert (second.steps, second.loss, second.validation_loss) == (
-        first.steps,
-        first.loss,
-        first.validation_loss,
-    )
-    assert second.samples_per_second == pytest.approx(first.samples_per_second, rel=0.5)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_waits_for_the_step_and_resumes_exactly(tmp_path, number):
-    trainer(tmp_path / "whole").run()
-
-    def interrupted(step):
-        if step == 6:
-            os.kill(os.getpid(), number)
-        return toy.batch(step)
-
-    # A test run in the background inherits an ignored SIGINT, which the trainer respects.
-    before = signal.signal(number, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            trainer(tmp_path / "parts", interrupted).run()
-    finally:
-        signal.signal(number, before)
-    second = trainer(tmp_path / "parts")
-    second.resume(tmp_path / "parts" / "checkpoints" / "last")
-    assert second.step == 7
-    second.run()
-    for name in ("weights.safetensors", "weights_raw.safetensors"):
-        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "parts", name)
-        assert all(torch.equal(a[k], b[k]) for k in a), name
-
-
-def test_bad_weights_are_never_saved(tmp_path):
-    """Checkpoints come between two records, where the loss has not been looked at yet."""
-
-    def poisoned(step):
-        batch = toy.batch(step)
-        return replace(batch, actions=batch.actions + math.nan) if step == 5 else batch
-
-    with pytest.raises(TrainingDivergedError, match="at step 5"):
-        trainer(tmp_path, poisoned, log_every=10, checkpoint_every=4, validate_every=10).run()
-    assert os.readlink(tmp_path / "checkpoints" / "last") == "step_0000004"
-    assert all(p.isfinite().all() for p in load_policy(tmp_path / "checkpoints" / "last").parameters())
-
-
 def test_validation_and_records_keep_their_own_time(tmp_path):
-    trainer(tmp_path, steps=12, log_every=4, validate_every=6, checkpoint_every=5).run()
+    run = trainer(tmp_path, steps=12, log_every=4, validate_every=6, checkpoint_every=5)
+    shown = []
+    run.progress = lambda share, record: shown.append((share, record["loss"]))
+    run.run()
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records if "validation_loss" in r] == [6, 12]
     assert [r["step"] for r in records if "loss" in r] == [4, 8, 12]
+    assert shown == [(r["step"] / 12, r["loss"]) for r in records if "loss" in r]
 
 
 def test_bf16_trains_on_a_cpu(tmp_path):
@@ -226,18 +82,43 @@ def test_divergence_saves_the_batch(tmp_path, kind):
     assert all(p.isfinite().all() for p in load_policy(tmp_path / "checkpoints" / "last").parameters())
 
 
-def test_last_and_best_are_kept_and_nothing_else(tmp_path):
-    trainer(tmp_path).run()
-    folder = tmp_path / "checkpoints"
-    kept = {(folder / name).resolve().name for name in ("last", "best")}
-    assert {p.name for p in folder.glob("step_*")} == kept
-    assert not list(folder.glob(".*"))
-
-
 def test_minutes_end_a_run(tmp_path):
     summary = trainer(tmp_path, steps=None, minutes=0.02).run()
     assert 1.2 <= summary.seconds < 30
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["lr"] < 3e-3
+
+
+def test_a_clock_that_runs_out_during_validation_leaves_a_checkpoint(tmp_path):
+    """The step that follows is the last, and is recorded and saved as such."""
+
+    class Slow(list):
+        def __iter__(self):
+            time.sleep(0.7)
+            return super().__iter__()
+
+    never = 10**6
+    run = trainer(
+        tmp_path, steps=None, minutes=0.01, validate_every=1, log_every=never, checkpoint_every=never
+    )
+    run.validation = Slow(run.validation)
+    summary = run.run()
+    assert os.readlink(summary.checkpoint) == f"step_{summary.steps:07d}"
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == summary.steps
+    assert math.isfinite(summary.loss)
+
+
+def test_running_statistics_are_those_of_the_trained_network(tmp_path):
+    """Buffers that training changes, as those of an image encoder's normalisation, are averages already."""
+    policy = toy.policy()
+    policy.register_buffer("seen", torch.zeros(()))
+
+    def counted(step):
+        policy.seen.add_(1)
+        return toy.batch(step)
+
+    run = Trainer(policy, config(steps=3), counted, [], tmp_path)
+    run.run()
+    assert run.ema.seen.item() == 3
 
 
 def test_frozen_routers_stay(tmp_path):
@@ -254,19 +135,6 @@ def test_every_parameter_has_one_group():
     assert any(p is policy.denoiser.position for p in keep["params"])
     assert any(p is policy.denoiser.blocks[0].experts.up_weight_NED for p in decay["params"])
     assert any(p is policy.denoiser.blocks[0].experts.up_bias_NE for p in keep["params"])
-
-
-def test_metrics_survive_a_cut_last_line(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=True)
-    log.write({"step": 1, "loss": 0.5})
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as f:
-        f.write('{"step": 2, "lo')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
-    assert list((tmp_path / "tensorboard").iterdir())
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        read_metrics(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(

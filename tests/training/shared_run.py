@@ -1,0 +1,49 @@
+"""A short training run of the toy policy, by as many processes as were launched; see test_processes."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mode_policy.training.processes import Processes
+from mode_policy.training.trainer import Trainer
+from mode_policy.types import Batch
+from tests import toy
+from tests.training.runs import config
+
+
+def padded(step: int) -> Batch:
+    """A global batch whose first half has more padding than its second."""
+    batch = toy.batch(step)
+    lengths = torch.arange(len(batch.actions)) // 4 + 1
+    return replace(batch, action_is_pad=torch.arange(4) >= lengths[:, None])
+
+
+def make(folder: Path, **changes) -> Trainer:
+    """The run's trainer, in whichever process this is."""
+    settings = config(**{"steps": 8} | changes)
+    processes = Processes(settings)
+    own = slice(processes.rank * processes.share, (processes.rank + 1) * processes.share)
+    validation = [toy.batch(10**6 + i, size=6 + i) for i in range(3)]
+    return Trainer(
+        toy.policy(),
+        settings,
+        lambda step: padded(step).map(lambda x: x[own]),
+        validation,
+        folder,
+        processes=processes,
+    )
+
+
+def main(folder: str, *changes: str) -> None:
+    """Train; continue if the folder holds a checkpoint."""
+    trainer = make(Path(folder), **{k: int(v) for k, v in (c.split("=") for c in changes)})
+    if trainer.checkpoints.last.exists():
+        trainer.resume(trainer.checkpoints.last)
+    trainer.run()
+    trainer.processes.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

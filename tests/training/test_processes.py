@@ -1,0 +1,130 @@
+"""Several processes train the policy that one would: real ones, started by torchrun, that talk over gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mode_policy.errors import ConfigError
+from mode_policy.training.metrics import read_metrics
+from mode_policy.training.processes import Processes, RowsOfAll, even_share
+from tests.conftest import ROOT
+from tests.training.runs import config
+from tests.training.shared_run import make
+
+
+def launch(folder, *changes):
+    """Start the run of `shared_run` in two processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "tests.training.shared_run", str(folder), *changes],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def difference(one, two):
+    """Largest difference of any weight, raw or averaged, between two runs."""
+    worst = 0.0
+    for name in ("weights.safetensors", "weights_raw.safetensors"):
+        a, b = (load_file(folder / "checkpoints" / "last" / name) for folder in (one, two))
+        worst = max(worst, *((a[k] - b[k]).abs().max().item() for k in a))
+    return worst
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """With all draws of the default policy, and more padding in one process's rows than in the other's."""
+    _, errors = (process := launch(tmp_path / "two")).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    make(tmp_path / "one").run()
+    # float32 sums in another order; weights are of the order of 0.1, and 8 steps move them by up to 0.02.
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [r["step"] for r in one] == [r["step"] for r in two] == [2, 4, 6, 8]
+    for a, b in zip(one, two, strict=True):
+        for key in set(a) - {"seconds", "samples_per_second"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-5), key
+
+
+def test_another_seed_is_told_apart(tmp_path):
+    """Negative control of the tolerance above: it is not met by chance."""
+    make(tmp_path / "one").run()
+    make(tmp_path / "two", seed=1).run()
+    assert difference(tmp_path / "one", tmp_path / "two") > 1e-3
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_stopped_leaves_a_checkpoint_to_continue_from(tmp_path):
+    process = launch(tmp_path / "two", "steps=120")
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "two" / "checkpoints" / "last").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+    at = int(os.readlink(tmp_path / "two" / "checkpoints" / "last").removeprefix("step_"))
+    assert read_metrics(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == at < 120
+    _, errors = (process := launch(tmp_path / "two", "steps=120")).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    make(tmp_path / "one", steps=120).run()
+    # Rounding grows on the way through 120 steps.
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-2
+
+
+@pytest.mark.parametrize(("batch_size", "instead"), [(15, 12), (2, 4)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size, instead):
+    message = rf"4 processes cannot share trainer.batch_size={batch_size} windows evenly.*e.g. {instead}$"
+    with pytest.raises(ConfigError, match=message):
+        even_share(batch_size, 4)
+    assert even_share(instead, 4) == instead // 4
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda n, g: torch.rand(n, generator=g, dtype=torch.float64),
+        lambda n, g: torch.rand((n, 3), generator=g),
+        lambda n, g: torch.randint(2, 9, (n, 2), generator=g),
+        lambda n, g: torch.empty(n, 5).normal_(generator=g),
+        lambda n, g: torch.empty(n, 4).exponential_(generator=g),
+    ],
+)
+def test_processes_together_draw_what_one_draws(draw):
+    whole = draw(6, torch.Generator().manual_seed(3))
+    parts = []
+    for rank in range(3):
+        generator = torch.Generator().manual_seed(3)
+        with RowsOfAll(generator, rank, count=3):
+            parts.append(draw(2, generator))
+            other = draw(2, torch.Generator().manual_seed(3))
+        assert torch.equal(other, draw(2, torch.Generator().manual_seed(3))), "other generators are let alone"
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_draws_that_have_no_rows_are_noticed():
+    generator = torch.Generator()
+    with RowsOfAll(generator, 0, 2), pytest.raises(NotImplementedError, match="does not draw row by row"):
+        torch.randperm(4, generator=generator)
+
+
+def test_alone():
+    """Without a launcher there is one process, which waits for nobody."""
+    alone = Processes(config())
+    assert (alone.main, alone.count, alone.share) == (True, 1, 16)
+    assert alone.agree(1.5, True) == (1.5, True)
+    assert alone.from_main("runs/a") == "runs/a"
+    with alone.main_first():
+        alone.wait()
+    alone.close()
