@@ -1,7 +1,7 @@
 """Engines: the same actions by different means.
 
-All engines take the same plan and the same noise and return the same actions within a stated tolerance. ``eager``
-is what the others are held to.
+All engines take the same plan and the same noise and return the same actions within a stated tolerance.
+``eager`` is what the others are held to.
 
 Legend: B batch, C chunk, A action dimension.
 """
@@ -64,18 +64,20 @@ class Engine(ABC):
 
         Args:
             observation: Batch of B on the policy's device.
-            noise: Standard normal ``(B, C, A)``: the start and, for stochastic samplers, each draw in its order.
+            noise: Standard normal ``(B, C, A)``: the start and, for stochastic samplers, each draw in its
+                order.
             generator: For the draws that are not given.
             prefix: Committed actions that the chunk continues.
 
         Raises:
-            PlanError: if the batch is another than the plan's, the weights have changed, or there is too little
-                noise for the sampler.
+            PlanError: if the batch is another than the plan's, the weights have changed, or there is too
+                little noise for the sampler.
         """
         plan, policy = self.plan, self.plan.policy
         if observation.batch_size != plan.batch:
             raise PlanError(
-                f"{observation.batch_size} observations for a plan of batch {plan.batch}; make a plan for that batch"
+                f"{observation.batch_size} observations for a plan of batch {plan.batch}; make a plan for "
+                "that batch"
             )
         plan.check_fresh()
         synchronize(policy.device)
@@ -94,7 +96,9 @@ class Engine(ABC):
 
     @abstractmethod
     def sample(self, tokens_BOT: Tensor, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
-        """Return normalised actions from observation tokens and all the noise that the sampler will ask for."""
+        """Return normalised actions from observation tokens and all the noise that the sampler will ask
+        for.
+        """
 
     def loop(self, tokens_BOT: Tensor, draws: Sequence[Tensor], prefix: Prefix | None = None) -> Tensor:
         """The whole sampling loop in plain tensor operations."""
@@ -117,8 +121,8 @@ class Engine(ABC):
         if noise is not None:
             if len(noise) < needed:
                 raise PlanError(
-                    f"{len(noise)} noise tensors; {self.plan.sampler.name} with {self.plan.sampler.steps} steps "
-                    f"takes {needed}"
+                    f"{len(noise)} noise tensors; {self.plan.sampler.name} with {self.plan.sampler.steps} "
+                    f"steps takes {needed}"
                 )
             return list(noise[:needed])
         shape = (self.plan.batch, policy.config.chunk, policy.action_dim)

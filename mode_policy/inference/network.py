@@ -1,9 +1,11 @@
 """The denoiser as a plan runs it: tables instead of routers and noise embeddings, only the chosen experts.
 
-Plain tensor operations that run on any device and compile into one graph: which experts run is read from the plan
+Plain tensor operations that run on any device and compile into one graph: which experts run is read from the
+    plan
 on the host, where noise alone decides; otherwise by gathering.
 
-Legend: B batch, S sequence, D width, H hidden width, K active experts, C chunk, A action dimension, O observation
+Legend: B batch, S sequence, D width, H hidden width, K active experts, C chunk, A action dimension, O
+    observation
 tokens.
 """
 
@@ -99,12 +101,12 @@ class PlannedNetwork:
         weight_K = tables.weight_VK[row]
         if self._experts is not None:
             chosen = self._experts[layer][level]
-            out_BSD = sum_of(
-                [weight_K[k] * _expert(bank, n, v_BSD) for k, n in enumerate(chosen)]
-            )
+            out_BSD = sum_of([weight_K[k] * _expert(bank, n, v_BSD) for k, n in enumerate(chosen)])
         else:
             # Each sample its own experts: all of them run, and a sample takes what its routing says.
-            share_BN = torch.zeros(len(v_BSD), len(bank.up_weight_NED), device=v_BSD.device, dtype=v_BSD.dtype)
+            share_BN = torch.zeros(
+                len(v_BSD), len(bank.up_weight_NED), device=v_BSD.device, dtype=v_BSD.dtype
+            )
             share_BN = share_BN.scatter(1, tables.expert_VK[row], weight_K)
             out_BSD = sum_of(
                 [share_BN[:, n, None, None] * _expert(bank, n, v_BSD) for n in range(share_BN.shape[1])]

@@ -1,16 +1,17 @@
 """The inference plan: everything that is known before the first observation arrives, computed once.
 
-MoDE's routers see the noise level alone, and a sampler calls the network at noise levels that its grid fixes. So
-for each of these levels and each layer the plan holds which experts run and with which weights, and the part of
-the attention's projection that comes from the noise embedding::
+MoDE's routers see the noise level alone, and a sampler calls the network at noise levels that its grid fixes.
+So for each of these levels and each layer the plan holds which experts run and with which weights, and the
+part of the attention's projection that comes from the noise embedding::
 
     W(g ∘ x̂ + c) + b  =  (W diag g) x̂ + (W c + b)        x̂ = x / rms(x), c the noise embedding
 
-The bracket on the left is a weight of its own (the norm is folded into the projection), the one on the right a row of
-a table. No expert is copied: engines index the stacked experts. Where the routers also look at the goal, there is
-a row for each sample of the batch, and a new instruction rewrites the tables.
+The bracket on the left is a weight of its own (the norm is folded into the projection), the one on the right
+a row of a table. No expert is copied: engines index the stacked experts. Where the routers also look at the
+goal, there is a row for each sample of the batch, and a new instruction rewrites the tables.
 
-Legend: T distinct noise levels, B batch, V rows of the tables (T, or T·B with goals), L layers, K active experts,
+Legend: T distinct noise levels, B batch, V rows of the tables (T, or T·B with goals), L layers, K active
+    experts,
 D width, E = 3D, C chunk, A action dimension, O observation tokens, G goal width.
 """
 
@@ -68,7 +69,8 @@ class InferencePlan:
         batch: Samples per call B, guidance not counted.
 
     Raises:
-        PlanError: if a router looks at the tokens, the batch is not positive, or the policy is in training mode.
+        PlanError: if a router looks at the tokens, the batch is not positive, or the policy is in training
+            mode.
     """
 
     def __init__(self, policy: MoDEPolicy, sampler: SamplerConfig | None = None, batch: int = 1) -> None:
@@ -113,11 +115,14 @@ class InferencePlan:
             PlanError: if they have changed since.
         """
         if not self._mark.holds():
-            raise PlanError("the policy's weights have changed since the plan was made; make a new InferencePlan")
+            raise PlanError(
+                "the policy's weights have changed since the plan was made; make a new InferencePlan"
+            )
 
     @torch.no_grad()
     def set_goal(self, goal_BG: Tensor) -> None:
-        """Rewrite what depends on the instruction: the goal tokens and, if routers look at the goal, the tables.
+        """Rewrite what depends on the instruction: the goal tokens and, if routers look at the goal, the
+        tables.
 
         Args:
             goal_BG: ``(B, G)``.
@@ -126,7 +131,9 @@ class InferencePlan:
             PlanError: if the batch is another.
         """
         if goal_BG.shape[0] != self.batch:
-            raise PlanError(f"{goal_BG.shape[0]} instructions for a plan of batch {self.batch}; make another plan")
+            raise PlanError(
+                f"{goal_BG.shape[0]} instructions for a plan of batch {self.batch}; make another plan"
+            )
         if self.guided:
             goal_BG = torch.cat([goal_BG, torch.zeros_like(goal_BG)])
         embedded_BD = self.policy.denoiser.goal_embedding(goal_BG)
@@ -167,7 +174,8 @@ class InferencePlan:
 
 
 def network_calls(sampler: SamplerConfig, sigmas: list[float]) -> list[float]:
-    """Return the distinct noise levels at which a sampler calls the network, in the order of their first call.
+    """Return the distinct noise levels at which a sampler calls the network, in the order of their first
+    call.
 
     Found by running the sampler on a single number: its scalars depend on the grid alone.
     """
@@ -226,6 +234,6 @@ def _check(policy: MoDEPolicy, batch: int) -> None:
     for i, block in enumerate(_blocks(policy.denoiser)):
         if block.router.scope == "token":
             raise PlanError(
-                f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope 'token'), so "
-                "its choice is not known beforehand; call the policy itself"
+                f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope 'token'), "
+                "so its choice is not known beforehand; call the policy itself"
             )

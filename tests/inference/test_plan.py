@@ -49,10 +49,14 @@ def plain(plan: InferencePlan, seen: Observation, noise: list[torch.Tensor], pre
     return policy.act(seen, noise=lambda: next(given), prefix=prefix)
 
 
-def same(policy: MoDEPolicy, sampler: SamplerConfig | None = None, batch: int = 2, make: type[Engine] = EagerEngine):
+def same(
+    policy: MoDEPolicy, sampler: SamplerConfig | None = None, batch: int = 2, make: type[Engine] = EagerEngine
+):
     plan = InferencePlan(policy, sampler, batch)
     noise, seen = draws(plan), observation(batch, policy.config.history)
-    torch.testing.assert_close(make(plan).act(seen, noise=noise).actions_BCA, plain(plan, seen, noise), **TOLERANCE)
+    torch.testing.assert_close(
+        make(plan).act(seen, noise=noise).actions_BCA, plain(plan, seen, noise), **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
@@ -162,7 +166,9 @@ def test_no_expert_is_copied() -> None:
         if isinstance(value, torch.Tensor)
     }
     assert not experts & held
-    size = sum(v.numel() for layer in plan.layers for v in vars(layer).values() if isinstance(v, torch.Tensor))
+    size = sum(
+        v.numel() for layer in plan.layers for v in vars(layer).values() if isinstance(v, torch.Tensor)
+    )
     assert size < sum(p.numel() for block in policy.denoiser.blocks for p in block.experts.parameters())
 
 
@@ -186,7 +192,9 @@ def test_stale_weights_are_refused(change: str) -> None:
 
 def test_unknown_noise_levels_are_refused() -> None:
     plan = InferencePlan(trained(), SamplerConfig(steps=4))
-    with pytest.raises(PlanError, match=r"no noise level 0.5; it was made for ddim with 4 steps from 80 to 0.001"):
+    with pytest.raises(
+        PlanError, match=r"no noise level 0.5; it was made for ddim with 4 steps from 80 to 0.001"
+    ):
         plan.level(0.5)
 
 

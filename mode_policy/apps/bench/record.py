@@ -1,0 +1,81 @@
+"""Dated records of measurements: device, versions, configuration, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mode_policy.checkpoint import versions
+from mode_policy.files import write_json
+
+#: Where records go, unless another folder is given.
+RESULTS = Path("benchmarks/results")
+
+Row = dict[str, Any]
+
+
+def device() -> dict[str, Any]:
+    """Describe this machine: processor, threads that torch uses, load, GPU."""
+    model = platform.processor()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        lines = information.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if "model name" in x), model)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "gpu": gpu,
+    }
+
+
+def commit(folder: Path) -> str:
+    """Return the commit of a checkout, with ``+changes`` if it has any; empty where there is none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    head = git("rev-parse", "--short", "HEAD")
+    return head + ("+changes" if head and git("status", "--porcelain") else "")
+
+
+def write_record(
+    name: str, rows: Sequence[Row], config: dict[str, Any], folder: Path = RESULTS, about: Row | None = None
+) -> Path:
+    """Write ``<folder>/<name>_<device>_<date>.json``, atomically, and return its path.
+
+    Args:
+        name: Of the benchmark.
+        rows: What was measured.
+        config: What determined it.
+        folder: Where records are kept.
+        about: The machine as it was when measuring began; as it is now by default.
+    """
+    about = about or device()
+    label = "cpu" if about["gpu"] is None else about["gpu"].lower().replace(" ", "-")
+    now = datetime.now(UTC)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{label}_{now:%Y-%m-%d}.json"
+    write_json(
+        path,
+        {
+            "benchmark": name,
+            "date": now.isoformat(timespec="seconds"),
+            "commit": commit(folder),
+            "device": about,
+            "versions": versions(),
+            "config": config,
+            "rows": list(rows),
+        },
+    )
+    return path
