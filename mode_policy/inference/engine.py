@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mode_policy.diffusion.prefix import Prefix, hold_prefix
-from mode_policy.diffusion.samplers import SAMPLERS
+from mode_policy.diffusion.samplers import SAMPLERS, Denoise
 from mode_policy.errors import PlanError
 from mode_policy.inference.network import PlannedNetwork
 from mode_policy.inference.plan import InferencePlan
@@ -105,15 +105,17 @@ class Engine(ABC):
         plan, policy = self.plan, self.plan.policy
         fixed_BSD = self.network.prefix(tokens_BOT)
 
-        def denoise(x_BCA: Tensor, sigma: float) -> Tensor:
+        def planned(x_BCA: Tensor, sigma: float) -> Tensor:
             return self.network.denoise(x_BCA, sigma, fixed_BSD)
 
-        held = denoise
+        denoise: Denoise = planned
         if prefix is not None:
             held_BCA = policy.action_normalizer(prefix.actions)
-            held = hold_prefix(denoise, held_BCA, prefix.weights, policy.config.sigma_data)
+            denoise = hold_prefix(planned, held_BCA, prefix.weights, policy.config.sigma_data)
         rest = iter(draws[1:])
-        return SAMPLERS[plan.sampler.name](held, plan.sigmas[0] * draws[0], plan.sigmas, lambda: next(rest))
+        return SAMPLERS[plan.sampler.name](
+            denoise, plan.sigmas[0] * draws[0], plan.sigmas, lambda: next(rest)
+        )
 
     def _draws(self, noise: Sequence[Tensor] | None, generator: torch.Generator | None) -> list[Tensor]:
         policy = self.plan.policy

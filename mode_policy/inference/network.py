@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mode_policy.inference.plan import InferencePlan, LayerTables
+from mode_policy.inference.plan import InferencePlan, LayerTables, bank_of
 from mode_policy.nn.block import MoDEBlock
 from mode_policy.nn.experts import SwiGLUExperts
 
@@ -63,10 +63,7 @@ class PlannedNetwork:
     def predict(self, scaled_BCA: Tensor, level: int, prefix_BSD: Tensor) -> Tensor:
         """Return F for noisy actions times c_in, ``(B, C, A)``."""
         plan, denoiser = self.plan, self.plan.policy.denoiser
-        tokens = [prefix_BSD, denoiser.action_embedding(scaled_BCA) + denoiser.position[denoiser.history :]]
-        if denoiser.config.noise_token:
-            tokens.insert(0, plan.noise_TD[level].expand(len(scaled_BCA), 1, -1))
-        x_BSD = torch.cat(tokens, dim=1)
+        x_BSD = self.tokens(scaled_BCA, level, prefix_BSD)
         row = plan.row(level)
         for i, (block, tables) in enumerate(zip(denoiser.blocks, plan.layers, strict=True)):
             assert isinstance(block, MoDEBlock)
@@ -76,6 +73,19 @@ class PlannedNetwork:
             mixed_BSD = self._experts_of(i, block, v_BSD, level, row)
             x_BSD = (v_BSD if block.residual == "normed" else u_BSD) + mixed_BSD
         return F.linear(_unit(x_BSD), plan.out_weight_AD, denoiser.out.bias)
+
+    def tokens(self, scaled_BCA: Tensor, level: int, prefix_BSD: Tensor) -> Tensor:
+        """Return the sequence ``[noise] + goal + observation + actions``, ``(B, S, D)``."""
+        denoiser = self.plan.policy.denoiser
+        parts = [prefix_BSD, denoiser.action_embedding(scaled_BCA) + denoiser.position[denoiser.history :]]
+        if denoiser.config.noise_token:
+            parts.insert(0, self.plan.noise_TD[level].expand(len(scaled_BCA), 1, -1))
+        return torch.cat(parts, dim=1)
+
+    def chosen(self, layer: int, level: int) -> list[int]:
+        """Return the experts of a layer at a noise level, where noise alone decides."""
+        assert self._experts is not None
+        return self._experts[layer][level]
 
     def _attention(
         self, block: MoDEBlock, tables: LayerTables, x_BSD: Tensor, row: Tensor | int, last: int
@@ -96,11 +106,10 @@ class PlannedNetwork:
         self, layer: int, block: MoDEBlock, v_BSD: Tensor, level: int, row: Tensor | int
     ) -> Tensor:
         """Weighted sum of the chosen experts, and of the shared one where there is one."""
-        bank, tables = block.experts, self.plan.layers[layer]
-        assert isinstance(bank, SwiGLUExperts)
+        bank, tables = bank_of(block), self.plan.layers[layer]
         weight_K = tables.weight_VK[row]
         if self._experts is not None:
-            chosen = self._experts[layer][level]
+            chosen = self.chosen(layer, level)
             out_BSD = sum_of([weight_K[k] * _expert(bank, n, v_BSD) for k, n in enumerate(chosen)])
         else:
             # Each sample its own experts: all of them run, and a sample takes what its routing says.

@@ -28,6 +28,7 @@ from mode_policy.diffusion.schedules import grid
 from mode_policy.errors import PlanError
 from mode_policy.nn.block import MoDEBlock
 from mode_policy.nn.denoiser import Denoiser
+from mode_policy.nn.experts import SwiGLUExperts
 from mode_policy.policy import MoDEPolicy
 
 
@@ -211,9 +212,9 @@ class WeightsMark:
     @torch.no_grad()
     def _probe(self) -> Tensor:
         denoiser = self.policy.denoiser
-        parts = [denoiser.out.bias]
+        parts: list[Tensor] = [denoiser.out.bias]
         for block in _blocks(denoiser):
-            parts += [block.attention.qkv.bias[:1], next(block.experts.parameters()).flatten()[:1]]
+            parts += [block.attention.qkv.bias[:1], bank_of(block).up_bias_NE[0, :1]]
         return torch.cat([p.float() for p in parts])
 
 
@@ -226,14 +227,28 @@ def _blocks(denoiser: Denoiser) -> list[MoDEBlock]:
     return [block for block in denoiser.blocks if isinstance(block, MoDEBlock)]
 
 
+def bank_of(block: MoDEBlock) -> SwiGLUExperts:
+    """Return a block's experts.
+
+    Raises:
+        PlanError: if they are of a form that plans do not know.
+    """
+    if not isinstance(block.experts, SwiGLUExperts):
+        raise PlanError(
+            f"plans know no experts of type {type(block.experts).__name__}; call the policy itself"
+        )
+    return block.experts
+
+
 def _check(policy: MoDEPolicy, batch: int) -> None:
     if batch < 1:
         raise PlanError(f"batch={batch}; give the number of samples per call, at least 1")
     if policy.training:
         raise PlanError("the policy is in training mode, where routers draw; call policy.eval() first")
     for i, block in enumerate(_blocks(policy.denoiser)):
+        bank_of(block)
         if block.router.scope == "token":
             raise PlanError(
-                f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope 'token'), "
-                "so its choice is not known beforehand; call the policy itself"
+                f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope "
+                "'token'), so its choice is not known beforehand; call the policy itself"
             )

@@ -11,6 +11,7 @@ from mode_policy.config import SamplerConfig
 from mode_policy.diffusion.prefix import Prefix
 from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.errors import PlanError
+from mode_policy.inference.cpu import CpuEngine
 from mode_policy.inference.engine import CompileEngine, EagerEngine, Engine, noise_draws
 from mode_policy.inference.plan import InferencePlan, network_calls
 from mode_policy.policy import MoDEPolicy
@@ -249,3 +250,17 @@ def test_the_whole_loop_compiles_into_one_graph(network: str) -> None:
 
 def test_time_is_told() -> None:
     assert EagerEngine(InferencePlan(trained())).act(observation(1)).seconds > 0
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("network", ["default", *(n for n in NETWORKS if "goal" not in n)])
+def test_the_engine_for_processors_equals_every_form(network: str, batch: int) -> None:
+    denoiser = {"dim": 16, "num_layers": 2, "num_heads": 2} | NETWORKS.get(network, {})
+    same(trained(denoiser=denoiser), SamplerConfig(steps=3), batch, CpuEngine)
+
+
+def test_the_engine_for_processors_knows_its_limits() -> None:
+    denoiser = {"dim": 16, "num_layers": 2, "num_heads": 2} | NETWORKS["goal in the router"]
+    with pytest.raises(PlanError, match="use the engine 'eager'"):
+        CpuEngine(InferencePlan(trained(denoiser=denoiser)))
+    same(trained(), SamplerConfig(steps=3, guidance=2.0), 2, CpuEngine)
