@@ -22,12 +22,6 @@ def _same_draws() -> None:
 
 
 @pytest.fixture(scope="session")
-def root() -> Path:
-    """The repository."""
-    return ROOT
-
-
-@pytest.fixture(scope="session")
 def shared() -> Path:
     """Data that is not part of the repository."""
     path = Path(os.environ.get("MODE_SHARED", ROOT.parent / "shared"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,6 @@ def collect(
     settle_steps: int = 5,
     max_attempts: int | None = None,
     options: Mapping[str, Any] | None = None,
-    on_progress: Callable[[CollectReport], None] | None = None,
 ) -> Collection:
     """Let experts demonstrate tasks; keep successes only.
 
@@ -143,7 +142,6 @@ def collect(
         settle_steps: Steps recorded after the first success.
         max_attempts: Attempts per task before giving up; None for five per demonstration, plus ten.
         options: Arguments of the environments, e.g. ``{"obs_mode": "both"}``.
-        on_progress: Called with the report after each attempt.
 
     Returns:
         An iterator of episodes with ``observation.state`` float32 ``(T, D)`` (and images, if ``options`` ask
@@ -170,7 +168,7 @@ def collect(
         if task.task.name in report.tasks:
             raise ConfigError(f"{task.task.name!r} is given twice; ask for more episodes instead")
         report.tasks[task.task.name] = TaskProgress(episodes)
-    return Collection(report, _run(tasks, config, report, on_progress))
+    return Collection(report, _run(tasks, config, report))
 
 
 def episode_seed(seed: int, number: int) -> int:
@@ -219,12 +217,7 @@ class _Queue:
             self.handed_out += 1
 
 
-def _run(
-    tasks: Sequence[EnvTask],
-    config: _Config,
-    report: CollectReport,
-    on_progress: Callable[[CollectReport], None] | None,
-) -> Generator[Episode]:
+def _run(tasks: Sequence[EnvTask], config: _Config, report: CollectReport) -> Generator[Episode]:
     begin = time.perf_counter()
     queues = [_Queue(task, report.tasks[task.task.name], config.attempt_limit) for task in tasks]
     waiting = list(queues)  # tasks whose episodes have not all been handed out
@@ -242,8 +235,6 @@ def _run(
                 queue, number = busy.pop(demonstrator)
                 queue.note(number, demonstrator.finish())
                 report.seconds = time.perf_counter() - begin
-                if on_progress is not None:
-                    on_progress(report)
                 if queue.hopeless:
                     raise _gave_up(queue)
             while waiting:

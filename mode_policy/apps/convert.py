@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from mode_datasets import disk_usage
 from mode_datasets.convert import (
@@ -224,7 +224,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Source, Detected]:
 def describe(report: Report, source: Source, destination: Path) -> Table:
     """Return the final report of a conversion as a table."""
     before, after = _size(source.path), _size(destination)
-    table = Table(title="converted", show_header=False)
+    table = Table(Column(overflow="fold"), Column(overflow="fold"), title="converted", show_header=False)
     table.add_row("destination", str(destination))
     resumed = f" ({report.resumed} by an interrupted run before)" if report.resumed else ""
     table.add_row("episodes", f"{report.episodes} of {source.num_episodes}{resumed}")

@@ -21,6 +21,7 @@ class TrainerConfig:
         batch_size: windows in a step, over all processes.
         learning_rate: peak of the three-stage schedule.
         weight_decay: on matrices; norms, biases and positions have none.
+        betas: of AdamW.
         warmup: share of the run with rising learning rate.
         hold: share of the run at the peak.
         grad_clip: largest gradient norm.
@@ -29,12 +30,14 @@ class TrainerConfig:
         freeze_routers: do not train the routers (finetuning as in the paper).
         precision: ``bf16`` autocasts; ``auto`` is bf16 on a GPU that has it, else float32.
         device: ``auto``, ``cpu`` or ``cuda``.
-        compile: compile the denoiser with `torch.compile`.
+        compile: compile the denoiser with `torch.compile`; several processes then draw noise each on their
+            own, and not what one would.
         log_every: steps between records of metrics.
         validate_every: steps between validations.
         checkpoint_every: steps between checkpoints.
         validation_batches: batches of ``batch_size`` windows that a validation looks at.
-        divergence: stop when the loss exceeds this multiple of its first record.
+        divergence: stop when the loss exceeds this multiple of that of the first step, or of 1 if that is
+            smaller.
         seed: of weights, data order and noise.
         tensorboard: write TensorBoard events.
         wandb: Weights & Biases project, or None.

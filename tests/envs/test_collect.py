@@ -8,7 +8,7 @@ import pytest
 
 from mode_envs import env_task, make, make_expert, suite
 from mode_envs.collect import collect, episode_seed
-from mode_envs.demonstrate import Attempt, Demonstrator
+from mode_envs.demonstrate import Attempt, Demonstrator, RemoteDemonstrator
 from mode_envs.worker import Worker
 from mode_policy.errors import ConfigError, SimulatorError
 
@@ -93,11 +93,17 @@ def test_survives_the_death_of_a_worker(monkeypatch):
     monkeypatch.setattr(Worker, "__init__", started)
     undisturbed = contents(collect(TASKS[1:], 2, workers=2))
 
-    def kill_one(report):
-        if report.attempts == 2:
-            os.kill(alive[-1].pid, signal.SIGKILL)
+    begin = RemoteDemonstrator.start
 
-    assert contents(collect(TASKS[1:], 2, workers=2, on_progress=kill_one)) == undisturbed
+    def begun(self, attempt):
+        attempts.append(attempt)
+        begin(self, attempt)
+        if len(attempts) == 3:
+            os.kill(self._worker.pid, signal.SIGKILL)
+
+    attempts = []
+    monkeypatch.setattr(RemoteDemonstrator, "start", begun)
+    assert contents(collect(TASKS[1:], 2, workers=2)) == undisturbed
     assert len(alive) == 5
     assert all(worker._process.poll() is not None for worker in alive)
 

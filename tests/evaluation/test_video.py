@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mode_policy.evaluation import VideoError, contact_sheet, mark_outcome, write_gif, write_png, write_video
+from mode_policy.evaluation import (
+    EpisodeRecord,
+    Evaluation,
+    VideoError,
+    contact_sheet,
+    mark_outcome,
+    write_gif,
+    write_video,
+)
+from mode_policy.types import Task
+from tests.conftest import ROOT
 
 
 def test_mp4_keeps_frames_rate_and_brightness(tmp_path: Path, frames: np.ndarray) -> None:
@@ -46,12 +57,9 @@ def test_gif_keeps_frames_and_rate(tmp_path: Path, frames: np.ndarray) -> None:
         assert image.n_frames == len(frames)  # type: ignore[attr-defined]
         assert image.size == (45, 31)
         assert image.info["duration"] == 50
-
-
-def test_png_is_lossless(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
-    with Image.open(write_png(tmp_path / "a.png", noise)) as image:
-        np.testing.assert_array_equal(np.asarray(image), noise)
+        for i, frame in enumerate(frames):
+            image.seek(i)
+            np.testing.assert_allclose(np.asarray(image.convert("RGB")), frame, atol=1)
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 12), (5, 3), (12, 1), (20, 1)])
@@ -93,5 +101,27 @@ def test_other_bad_arguments(tmp_path: Path, frames: np.ndarray) -> None:
         write_gif(tmp_path / "a.gif", frames, fps=0)
     with pytest.raises(VideoError, match="0 columns"):
         contact_sheet(frames, 0)
-    with pytest.raises(VideoError, match="an image is uint8"):
-        write_png(tmp_path / "a.png", frames)
+
+
+def test_the_script_of_the_readme_tiles_the_first_video_of_each_task(
+    tmp_path: Path, frames: np.ndarray
+) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="ffmpeg is not installed (mode-policy[video])")
+    tasks = [Task(name=name, instruction="") for name in ("a", "b")]
+    records = []
+    for task, moments in zip(tasks, (frames, frames[:5]), strict=True):
+        for seed in range(2):
+            video = f"videos/{task.name}_{seed}.mp4"
+            write_video(tmp_path / video, moments[: 12 - seed], fps=20)
+            records.append(
+                EpisodeRecord(task=task.name, seed=seed, success=True, steps=1, return_=0.0, video=video)
+            )
+    Evaluation.from_records(records, tasks, {}).write(tmp_path / "evaluation.json")
+    script = (sys.executable, "scripts/rollouts_gif.py", tmp_path, tmp_path / "a.gif", "--side=16")
+    subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.size == (5 * 16, 16)
+        image.seek(11)
+        last = np.asarray(image.convert("RGB")).astype(int)
+    assert abs(last[:, :16].mean() - 220) < 10, "the longer one goes on"
+    assert abs(last[:, 16:32].mean() - 80) < 10, "the shorter one waits at its end"
