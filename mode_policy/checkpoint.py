@@ -3,7 +3,7 @@
 ::
 
     checkpoint/
-      checkpoint.json           format, config, features, statistics, instructions, versions, SHA-256 of files
+      checkpoint.json           format, config, features, convention, statistics, instructions, file hashes
       weights.safetensors       averaged (EMA) weights: the ones to use
       weights_raw.safetensors   weights as the optimizer left them
       instructions.safetensors  embeddings of the known instructions
@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mode_policy.config import PolicyConfig, build, to_dict
+from mode_policy.convention import Convention
 from mode_policy.errors import CheckpointError
 from mode_policy.files import atomic_folder, sha256, write_json
 from mode_policy.normalization import statistics_from_json, statistics_to_json
@@ -92,6 +93,7 @@ def save_checkpoint(
             "format": FORMAT,
             "config": to_dict(policy.config),
             "features": {k: f.to_json() for k, f in policy.features.items()},
+            "convention": policy.convention.to_json(),
             "statistics": statistics_to_json(policy.statistics),
             "instructions": None
             if table is None
@@ -159,7 +161,9 @@ def load_policy(
             embeddings=_load(path / INSTRUCTIONS)["embeddings"],
         )
     config = build(PolicyConfig, data["config"], "config")
-    policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table)
+    # Checkpoints of earlier versions carry no convention.
+    convention = Convention(**data.get("convention", {}))
+    policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table, convention)
     load_strictly(policy, _load(path / WEIGHTS[weights]), str(path))
     return policy.to(device).eval()
 

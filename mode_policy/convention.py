@@ -62,6 +62,10 @@ class Convention:
         return asdict(self) | {"action_scale": list(self.action_scale)}
 
 
+#: A convention of which nothing is known.
+UNKNOWN = Convention()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One of two sides that are compared: what it is called, its features and its convention."""

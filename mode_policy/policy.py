@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mode_policy.config import PolicyConfig
+from mode_policy.convention import UNKNOWN, Convention
 from mode_policy.diffusion.edm import add_noise, masked_mean, scalings, training_target
 from mode_policy.diffusion.prefix import Prefix, hold_prefix
 from mode_policy.diffusion.samplers import SAMPLERS
@@ -53,6 +54,7 @@ class MoDEPolicy(nn.Module):
         features: of the demonstrations; which observations the policy reads and what its actions are.
         statistics: of the demonstrations.
         instructions: known instructions, or None for a policy without language.
+        convention: what the numbers of the demonstrations mean, the control rate included.
 
     Raises:
         CheckpointError: if the statistics do not cover the features.
@@ -65,6 +67,7 @@ class MoDEPolicy(nn.Module):
         features: Features,
         statistics: Statistics,
         instructions: InstructionTable | None = None,
+        convention: Convention = UNKNOWN,
     ) -> None:
         super().__init__()
         _check(config, features, statistics, instructions)
@@ -73,6 +76,7 @@ class MoDEPolicy(nn.Module):
         self.features = dict(sorted(features.items()))
         self.statistics = statistics
         self.instructions = instructions
+        self.convention = convention
         self.action_normalizer = Normalizer(features[ACTION], config.normalize_action)
         self.action_normalizer.fit(statistics[ACTION], ACTION)
         self.goal_dim = 1 if instructions is None else instructions.embeddings.shape[1]

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from mode_datasets.adapt import AdaptConfig
 from mode_policy.config import PolicyConfig
+from mode_policy.convention import Orientation
 from mode_policy.training.config import TrainerConfig
 
 _frozen = ConfigDict(extra="forbid")
@@ -30,6 +32,21 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
+class PartConfig:
+    """A further store of a mixture.
+
+    Attributes:
+        path: of the store.
+        weight: its share of the batches, relative to the others'.
+        adapt: how to read it.
+    """
+
+    path: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    adapt: AdaptConfig = AdaptConfig()
+
+
+@dataclass(frozen=True, kw_only=True, config=_frozen)
 class DatasetConfig:
     """Where demonstrations come from, and what of them is used.
 
@@ -40,13 +57,20 @@ class DatasetConfig:
         url: where the published data can be downloaded, for messages.
         keys: of a replay buffer: feature key → name of the array.
         features: of a replay buffer: feature key → fields of `mode_policy.types.Feature`, ``shape`` at least.
-        fps: control rate of a replay buffer in Hz.
+        convention: of a replay buffer: fields of `mode_policy.convention.Convention`, ``fps`` at least.
+        image_orientation: of a replay buffer's images.
         licence: of a replay buffer, for the record.
         episodes: demonstrations to collect of each task.
         noise: standard deviation of the disturbance of the experts' executed actions, in units of half the
             action range.
         seed: root of the collected episodes' seeds.
         state_keys: features that the policy reads; None for all.
+        adapt: how to read demonstrations of another convention, see `mode_datasets.adapt`.
+        mixture: further stores that are mixed in, see `mode_datasets.mixture`.
+        weight: share of the batches from this store, relative to those of the mixture.
+        balance_tasks: draw all tasks equally often, however many demonstrations they have.
+        workers: processes that make batches ahead of training; 0 makes them in between.
+        cache_gb: images are held in memory if they fit into so many gigabytes.
         validation_fraction: share of each task's episodes that is held out.
     """
 
@@ -56,12 +80,19 @@ class DatasetConfig:
     url: str | None = None
     keys: dict[str, str] = Field(default_factory=dict)
     features: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    fps: Annotated[float, Field(gt=0)] | None = None
+    convention: dict[str, Any] = Field(default_factory=dict)
+    image_orientation: Orientation = "upright"
     licence: str | None = None
     episodes: Annotated[int, Field(ge=1)] = 40
     noise: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     state_keys: tuple[str, ...] | None = None
+    adapt: AdaptConfig = AdaptConfig()
+    mixture: tuple[PartConfig, ...] = ()
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    balance_tasks: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    cache_gb: Annotated[float, Field(ge=0)] = 4.0
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 

@@ -121,6 +121,9 @@ def _episodes(
 ) -> list[Summary]:
     robot, rate = driven.robot, config.loop.rate or driven.robot.rate
     dim = features[ACTION].shape[0]
+    driven.begin(0)
+    arrays = robot.observe().arrays
+    _compare(features, arrays)
     safety = SafetyFilter(
         config.action,
         config.safety,
@@ -135,11 +138,9 @@ def _episodes(
     guard = ObservationGuard(
         {key: f.shape for key, f in features.items() if feature_kind(key) != "action"}, config.safety
     )
-    driven.begin(0)
-    _compare(features, robot.observe().arrays)
     cameras = {
         key.removeprefix(IMAGE_PREFIX): value.shape
-        for key, value in robot.observe().arrays.items()
+        for key, value in arrays.items()
         if key.startswith(IMAGE_PREFIX)
     }
     telemetry = Telemetry.create(
@@ -158,9 +159,8 @@ def _episodes(
     summaries: list[Summary] = []
     try:
         for number in range(config.episodes):
-            if number:
-                driven.begin(number)
             with _watchdog(config, driven) as watchdog:
+                driven.begin(number)
                 controller = Controller(
                     robot,
                     inference,

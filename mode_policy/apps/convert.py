@@ -213,12 +213,13 @@ def _open(arguments: argparse.Namespace) -> tuple[Source, Detected]:
         tolerance=arguments.tolerance,
         interpolate=arguments.interpolate,
     )
+    if arguments.task is None and not arguments.camera:
+        return open_source(arguments.source, arguments.from_, options)
+    if arguments.from_ not in (None, "replay_buffer"):
+        raise ConfigError(f"--task describes a store of another layout, and --from says {arguments.from_!r}")
     layout = layout_of(str(arguments.source), arguments)
-    if layout is not None:
-        return open_own(arguments.source, options, layout), Detected(
-            "replay_buffer", f"as the task {arguments.task!r} says"
-        )
-    return open_source(arguments.source, arguments.from_, options)
+    why = f"as the recipe of the task {arguments.task!r} says"
+    return open_own(arguments.source, options, layout), Detected("replay_buffer", why)
 
 
 def describe(report: Report, source: Source, destination: Path) -> Table:

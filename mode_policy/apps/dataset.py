@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mode_datasets import (
-    BatchSampler,
     DemonstrationStore,
     Provenance,
     ReplayBufferLayout,
     StoreWriter,
-    Windows,
-    WindowSpec,
     open_store,
-    split_episodes,
 )
-from mode_envs import SUITES, EnvTask, features, make, suite
+from mode_datasets.adapt import AdaptConfig, adapt
+from mode_datasets.mixture import merge_instructions
+from mode_envs import EnvTask, convention, features, make, suite
 from mode_envs.collect import collect
 from mode_policy.apps.cli import console
-from mode_policy.apps.config import DatasetConfig, TaskConfig, TrainConfig
+from mode_policy.apps.config import DatasetConfig, TaskConfig
 from mode_policy.apps.progress import bar
-from mode_policy.convention import Convention
+from mode_policy.convention import Convention, Side, check_same
 from mode_policy.encoders.language import embed_instructions
 from mode_policy.errors import ConfigError, DataError, did_you_mean
-from mode_policy.training.processes import Processes
-from mode_policy.types import IMAGE_PREFIX, Batch, Feature, feature_kind
+from mode_policy.types import Feature, InstructionTable
 
 
 def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
@@ -42,7 +36,7 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
     Raises:
         ConfigError: if the suite or one of the chosen tasks is unknown.
     """
-    tasks = known_suite(task.suite)
+    tasks = suite(task.suite)
     if task.tasks is None:
         return tasks
     if not task.tasks or len(set(task.tasks)) < len(task.tasks):
@@ -52,20 +46,6 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
         if name not in known:
             raise ConfigError(f"task {name!r} is not in {task.suite!r}.{did_you_mean(name, known)}")
     return tuple(known[name] for name in task.tasks)
-
-
-def known_suite(name: str) -> tuple[EnvTask, ...]:
-    """Return the tasks of a suite.
-
-    Raises:
-        ConfigError: if there is no such suite, or not yet.
-    """
-    if name.startswith("libero") and name not in SUITES:
-        raise ConfigError(
-            f"{name!r} needs LIBERO's environments (the extra `libero`), which this version lacks: its "
-            f"configuration can be read but not run. What runs: {', '.join(sorted(SUITES))}"
-        )
-    return suite(name)
 
 
 def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> DemonstrationStore:
@@ -80,19 +60,30 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
             _check_recipe(path, config, task)
         else:
             collect_store(path, config, task, language)
-    store = open_store(path, store_layout(config, task)) if path.exists() else _absent(path, config)
+    elif "://" not in config.path and not path.exists():
+        raise _absent(path, config)
+    return _prepared(config.path, store_layout(config, task), config.adapt, language)
+
+
+def _prepared(
+    path: str, layout: ReplayBufferLayout | None, how: AdaptConfig, language: str | None
+) -> DemonstrationStore:
+    """Open a store, read it as the configuration says, embed its instructions if need be, and say so."""
+    store = adapt(open_store(path if "://" in path else Path(path).expanduser(), layout), how)
     if language is not None and store.instruction_table is None:
         store = store.with_instructions(embed_instructions([t.instruction for t in store.tasks], language))
     console.print(
-        f"dataset    {path}: {store.num_episodes} demonstrations of {len(store.tasks)} tasks, "
+        f"dataset    {store.location}: {store.num_episodes} demonstrations of {len(store.tasks)} tasks, "
         f"{store.num_steps} steps"
     )
+    for note in store.notes:
+        console.print(f"           {note}")
     return store
 
 
-def _absent(path: Path, config: DatasetConfig) -> DemonstrationStore:
+def _absent(path: Path, config: DatasetConfig) -> DataError:
     where = f" Download and unpack {config.url}, then" if config.url else " To use a copy you have,"
-    raise DataError(
+    return DataError(
         f"no demonstrations at {path}.{where} give dataset.path=<its folder>, or set MODE_DATA_DIR to the "
         f"folder that holds {path.name}"
     )
@@ -102,16 +93,23 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
     """Return how to read a store of another layout, or None for one of ours.
 
     Raises:
-        ConfigError: if the recipe does not say the control rate, or describes a feature badly.
+        ConfigError: if the recipe describes a feature badly.
+        DataError: if it describes a convention badly, or not the control rate.
     """
     if config.layout == "native":
         return None
-    if config.fps is None:
-        raise ConfigError("dataset.layout=replay_buffer needs the control rate of the data, dataset.fps=…")
+    known = [f.name for f in fields(Convention)]
+    if unknown := [name for name in config.convention if name not in known]:
+        raise ConfigError(f"dataset.convention: unknown key {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+    if not config.convention.get("fps"):
+        raise ConfigError(
+            "dataset.layout=replay_buffer needs the control rate of the data: dataset.convention.fps=…"
+        )
     return ReplayBufferLayout(
         keys=config.keys,
         features={key: _feature(key, given) for key, given in config.features.items()},
-        convention=Convention(fps=config.fps),
+        convention=Convention(**config.convention),
+        image_orientation=config.image_orientation,
         task=env_tasks(task)[0].task,
         provenance=Provenance(source=config.url or config.path, licence=config.licence or "unknown"),
     )
@@ -167,9 +165,9 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
         licence="MIT",
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    described = features(tasks[0].env_id)
+    meaning = replace(convention(tasks[0].env_id), fps=control_rate(tasks[0]))
     with (
-        StoreWriter(path, described, Convention(fps=control_rate(tasks[0])), provenance) as writer,
+        StoreWriter(path, features(tasks[0].env_id), meaning, provenance) as writer,
         bar("collecting", "demonstrations") as progress,
     ):
         collection = collect(
@@ -203,71 +201,32 @@ def control_rate(task: EnvTask) -> float:
         env.close()
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """Windows in the order in which training sees them, and held-out batches."""
-
-    windows: Windows
-    sampler: BatchSampler
-    validation: list[Batch]
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, a pure function of its number."""
-        return self.windows.batch(self.sampler.indices(step))
-
-
-def training_data(store: DemonstrationStore, config: TrainConfig, processes: Processes) -> TrainingData:
-    """Split by episode and cut windows; of each training batch, this process gets its share."""
-    policy, trainer = config.policy, config.trainer
-    train, held_out = split_episodes(store, config.dataset.validation_fraction, trainer.seed)
-    spec = WindowSpec(history=policy.history, chunk=policy.chunk)
-    keys = chosen_states(store, config.dataset.state_keys)
-    cameras = chosen_cameras(store, policy.cameras)
-    windows = Windows(
-        store,
-        spec,
-        train,
-        state_keys=keys,
-        image_keys=cameras,
-        cache_images=_image_bytes(store, cameras) * processes.count < _memory() // 4,
-    )
-    validation: list[Batch] = []
-    if len(held_out) and trainer.validation_batches:
-        held = Windows(store, spec, held_out, state_keys=keys, image_keys=cameras)
-        order, size = np.random.default_rng(trainer.seed).permutation(len(held)), trainer.batch_size
-        starts = range(0, min(len(held), size * trainer.validation_batches), size)
-        validation = [held.batch(order[i : i + size]) for i in starts]
-    sampler = BatchSampler(len(windows), processes.share, trainer.seed, processes.rank, processes.count)
-    return TrainingData(windows, sampler, validation)
-
-
-def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the state features that the policy reads: those chosen, or all."""
-    known = [k for k in store.features if feature_kind(k) == "state"]
-    if state_keys is None:
-        return tuple(known)
-    unknown = [k for k in state_keys if k not in known]
-    if unknown:
-        raise ConfigError(f"dataset.state_keys names {unknown}; the dataset has {known}")
-    return tuple(state_keys)
-
-
-def chosen_cameras(store: DemonstrationStore, cameras: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys of the images that the policy reads.
+def get_mixture(config: DatasetConfig, language: str | None) -> list[DemonstrationStore]:
+    """Open the stores that are mixed in.
 
     Raises:
-        ConfigError: if the dataset lacks a camera.
+        DataError: if one is absent or damaged, or was embedded by another text encoder.
     """
-    known = [k.removeprefix(IMAGE_PREFIX) for k in store.features if feature_kind(k) == "image"]
-    if unknown := [name for name in cameras if name not in known]:
-        raise ConfigError(f"policy.cameras names {unknown}; the dataset's cameras are {known}")
-    return tuple(IMAGE_PREFIX + name for name in cameras)
+    return [_prepared(part.path, None, part.adapt, language) for part in config.mixture]
 
 
-def _image_bytes(store: DemonstrationStore, keys: Sequence[str]) -> int:
-    return sum(store.num_steps * math.prod(store.features[key].shape) for key in keys)
+def known_instructions(stores: Sequence[DemonstrationStore]) -> InstructionTable | None:
+    """Return the instructions of all stores in one table, or None if they carry none."""
+    tables = [store.instruction_table for store in stores if store.instruction_table is not None]
+    return merge_instructions(tables) if len(tables) > 1 else next(iter(tables), None)
 
 
-def _memory() -> int:
-    """Physical memory of the machine in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def check_conventions(store: DemonstrationStore, tasks: Sequence[EnvTask]) -> None:
+    """Hold demonstrations to the environments that their policy will act in.
+
+    Raises:
+        ConventionError: listing what they mean differently, and the setting that adapts the data.
+    """
+    data = Side(name="the dataset", features=store.features, convention=store.convention)
+    for env_id in dict.fromkeys(task.env_id for task in tasks):
+        check_same(data, environment(env_id))
+
+
+def environment(env_id: str) -> Side:
+    """Return what an environment's numbers mean; of its images, those that it is asked for."""
+    return Side(name=env_id, features=features(env_id), convention=convention(env_id))

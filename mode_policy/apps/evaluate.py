@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from mode_envs import SUITES, EnvTask, env_task
+from mode_envs import SUITES, EnvTask, env_task, suite
 from mode_envs.registration import ENTRIES
 from mode_policy.apps.cli import console, program
 from mode_policy.apps.config import EvaluateConfig, TaskConfig
-from mode_policy.apps.dataset import env_tasks, known_suite
+from mode_policy.apps.dataset import env_tasks
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.checkpoint import load_policy, read_description
 from mode_policy.config import SamplerConfig, build, to_dict
@@ -83,8 +83,8 @@ def chosen_tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask
         if "task" not in about:
             raise ConfigError("the checkpoint does not say what it was trained on; give task=…")
         return env_tasks(build(TaskConfig, about["task"]))
-    if isinstance(config.task, str) and (config.task in SUITES or config.task.startswith("libero")):
-        return known_suite(config.task)
+    if isinstance(config.task, str) and config.task in SUITES:
+        return suite(config.task)
     names = (config.task,) if isinstance(config.task, str) else config.task
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"task={list(names)}: name each task once, and at least one")

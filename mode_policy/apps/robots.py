@@ -123,9 +123,8 @@ def _replay(config: RobotConfig) -> Driven:
         raise ConfigError("robot.path is needed: a store of demonstrations")
     store = open_store(Path(config.path).expanduser())
     episode = store.episode(config.episode)
-    return Driven(
-        robot=ReplayRobot(episode.arrays, config.rate or store.fps), instruction=episode.task.instruction
-    )
+    robot = ReplayRobot(episode.arrays, config.rate or store.fps)
+    return Driven(robot=robot, instruction=episode.task.instruction, begin=lambda number: robot.restart())
 
 
 def _lerobot(config: Mapping[str, Any]) -> Any:

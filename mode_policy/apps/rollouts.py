@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mode_envs import EnvTask, features, rendering_available
+from mode_envs import EnvTask, convention, features, rendering_available
 from mode_envs.collect import episode_seed
 from mode_envs.lanes import Video as Filming
 from mode_envs.registration import entry
@@ -23,6 +23,7 @@ from mode_policy.apps.config import EvaluationConfig
 from mode_policy.apps.dataset import control_rate
 from mode_policy.apps.progress import bar
 from mode_policy.checkpoint import versions
+from mode_policy.convention import Side, check_same
 from mode_policy.diffusion.schedules import grid
 from mode_policy.errors import DataError, ModePolicyError
 from mode_policy.evaluation import (
@@ -37,6 +38,7 @@ from mode_policy.evaluation import (
 )
 from mode_policy.evaluation.runner import PolicyRunner
 from mode_policy.policy import MoDEPolicy
+from mode_policy.types import IMAGE_PREFIX, Features, feature_kind
 
 
 def evaluate_policy(
@@ -130,18 +132,39 @@ def check_fit(
             f"{len(seen)} rollouts would start from initial states of the demonstrations (seed {seen[0]}); "
             f"choose another seed than {config.seed} for the evaluation"
         )
-    for task in tasks:
-        given = features(task.env_id)
+    own = Side(name="the policy", features=policy.features, convention=policy.convention)
+    for env_id in dict.fromkeys(task.env_id for task in tasks):
+        given = features(env_id, **observation_options(env_id, policy.features))
         for key, feature in policy.features.items():
             if key not in given:
-                raise DataError(f"{task.task.name} gives {sorted(given)}, but the policy needs {key!r}")
-            if given[key].shape != feature.shape:
+                raise DataError(f"{env_id} gives {sorted(given)}, but the policy needs {key!r}")
+            if feature_kind(key) == "image" and given[key].shape != feature.shape:
                 raise DataError(
-                    f"{key!r} has shape {given[key].shape} in {task.task.name} and {feature.shape} in the "
-                    "policy; they were made for different robots or tasks"
+                    f"{key!r} has shape {given[key].shape} in {env_id} and {feature.shape} in the policy; "
+                    "render at that size"
                 )
+        check_same(own, Side(name=env_id, features=given, convention=convention(env_id)))
     if policy.instructions is not None:
         policy.instructions.index([t.task.instruction for t in tasks])
+
+
+def observation_options(env_id: str, needed: Features) -> dict[str, Any]:
+    """Return the arguments with which an environment delivers what a policy reads.
+
+    Raises:
+        DataError: if its cameras have different sizes, which no environment renders.
+    """
+    images = {key: f.shape[:2] for key, f in needed.items() if feature_kind(key) == "image"}
+    if not images:
+        return {}
+    if len(set(images.values())) > 1:
+        raise DataError(f"the policy's cameras have different sizes ({images}); train on images of one size")
+    names = tuple(key.removeprefix(IMAGE_PREFIX) for key in images)
+    several = "suite" in entry(env_id).kwargs  # of LIBERO; the others have one camera at a time
+    return {
+        "obs_mode": "both" if any(feature_kind(key) == "state" for key in needed) else "pixels",
+        "image_size": next(iter(images.values())),
+    } | ({"cameras": names} if several else {"camera": names[0]})
 
 
 def sampling_grid(policy: MoDEPolicy) -> list[float]:
@@ -197,6 +220,7 @@ def _run(
             execute=execute,
             lanes=config.lanes,
             workers=os.cpu_count() if config.workers is None else config.workers,
+            options=observation_options(specs[0].task.env_id, policy.features),
             record=record,
             video=Filming(size=(config.video_size, config.video_size), stride=_stride(specs[0].task)),
             on_episode=on_episode,

@@ -13,12 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from mode_datasets.mixture import Mixture
 from mode_policy.apps.cli import console, program, to_plain
 from mode_policy.apps.config import TrainConfig
-from mode_policy.apps.dataset import TrainingData, env_tasks, get_store, training_data
+from mode_policy.apps.dataset import (
+    check_conventions,
+    env_tasks,
+    get_mixture,
+    get_store,
+    known_instructions,
+)
 from mode_policy.apps.evaluate import find_checkpoint
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, check_fit, evaluate_policy
+from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
 from mode_policy.encoders.vision_weights import load_initial_weights
@@ -64,12 +72,19 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     console.print(f"run        {folder}")
     with processes.main_first():
         store = get_store(config.dataset, config.task, config.policy.language)
-    windows = training_data(store, config, processes)
-    read = (*windows.windows.state_keys, *windows.windows.image_keys, ACTION)
-    features: Features = {k: store.features[k] for k in read}
+        others = get_mixture(config.dataset, config.policy.language)
+    if config.evaluation.episodes:
+        check_conventions(store, tasks)
+    windows = training_data([store, *others], config, processes)
+    own = windows.windows.target if isinstance(windows.windows, Mixture) else windows.windows
+    features: Features = {k: store.features[k] for k in (*own.state_keys, *own.image_keys, ACTION)}
     torch.manual_seed(step_seed(config.trainer.seed, 0))
     policy = MoDEPolicy(
-        config.policy, features, store.statistics, store.instruction_table if config.policy.language else None
+        config.policy,
+        features,
+        store.statistics,
+        known_instructions([store, *others]) if config.policy.language else None,
+        store.convention,
     )
     if not config.resume or newest_checkpoint(folder) is None:
         with processes.main_first():  # weights may have to be downloaded

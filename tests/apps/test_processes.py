@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mode_datasets import open_store
 from mode_policy.apps.cli import compose, to_plain
 from mode_policy.apps.config import TrainConfig
-from mode_policy.apps.dataset import training_data
+from mode_policy.apps.training_data import training_data
 from mode_policy.config import build
 from tests.apps.conftest import ROOT, TINY
 
@@ -22,12 +22,12 @@ def test_processes_share_each_batch(reach_store):
     config = build(TrainConfig, to_plain(compose("train", [*TINY, "trainer.batch_size=12"])))
     store = open_store(reach_store)
     alone, *parts = (
-        training_data(store, config, SimpleNamespace(rank=rank, count=count, share=12 // count))
+        training_data([store], config, SimpleNamespace(rank=rank, count=count, share=12 // count))
         for rank, count in ((0, 1), (0, 3), (1, 3), (2, 3))
     )
     for step in range(30):  # over the border of an epoch
-        shares = [part.sampler.indices(step) for part in parts]
-        assert np.array_equal(np.concatenate(shares), alone.sampler.indices(step))
+        shares = [part.batch.sampler.indices(step) for part in parts]
+        assert np.array_equal(np.concatenate(shares), alone.batch.sampler.indices(step))
     assert [len(b.actions) for b in parts[2].validation] == [len(b.actions) for b in alone.validation]
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from mode_datasets import Provenance, StoreWriter, open_store
 from mode_policy.apps.cli import compose, to_plain
 from mode_policy.apps.config import TrainConfig
-from mode_policy.apps.dataset import training_data
 from mode_policy.apps.train import run
+from mode_policy.apps.training_data import training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
 from mode_policy.convention import Convention
@@ -109,7 +109,7 @@ def test_a_resumed_training_is_exact(store, tmp_path):
 
     def trainer(folder, stop: int | None = None) -> Trainer:
         opened = open_store(store)
-        data = training_data(opened, config, Processes(config.trainer))
+        data = training_data([opened], config, Processes(config.trainer))
         torch.manual_seed(0)
         policy = MoDEPolicy(config.policy, FEATURES, opened.statistics, opened.instruction_table)
 
