@@ -5,7 +5,8 @@
     uv run benchmarks/latency.py --size small           something that runs in a second
 
 Float32, batch 1, random weights (what is measured does not depend on them). All run in turns in one process;
-the floor is printed beside: bytes of the weights that a chunk touches over this machine's read bandwidth, and its
+the floor is printed beside: bytes of the weights that a chunk touches over this machine's read bandwidth, and
+    its
 multiply-adds over the rate of a large product. Writes a record to ``benchmarks/results/`` with ``--record``.
 """
 
@@ -108,7 +109,9 @@ def authors_chunk(folder: Path, dim: int, layers: int, heads: int, cached: bool)
 
 def floor(dim: int, layers: int) -> dict[str, float]:
     """Seconds that a chunk takes at least, by bytes and by multiply-adds."""
-    weights = layers * (4 * dim * dim + 2 * 12 * dim * dim)  # attention, and two experts of 8 + 4 widths squared
+    weights = layers * (
+        4 * dim * dim + 2 * 12 * dim * dim
+    )  # attention, and two experts of 8 + 4 widths squared
     rows = HISTORY + CHUNK + 2
     data = torch.empty(2**28)
     sums = in_turns({"read": lambda: data.sum()}, 5)["read"]
@@ -135,7 +138,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--compile", action="store_true", help="also the engine 'compile', which takes minutes")
+    parser.add_argument(
+        "--compile", action="store_true", help="also the engine 'compile', which takes minutes"
+    )
     parser.add_argument("--record", nargs="?", type=Path, const=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import torch  # noqa: E402
-from mode_policy.apps.bench.record import RESULTS, write_record  # noqa: E402
 
+from mode_policy.apps.bench.record import write_record  # noqa: E402
 from mode_policy.config import DenoiserConfig, build  # noqa: E402
 from mode_policy.nn.denoiser import Denoiser  # noqa: E402
 from mode_policy.nn.router import load_balancing_loss  # noqa: E402
