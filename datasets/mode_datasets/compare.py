@@ -71,6 +71,8 @@ def compare(data: Subject, other: Subject) -> list[Row]:
 def comparison_table(first: str, second: str, rows: list[Row]) -> RenderableType:
     """Return a comparison for a `rich.console.Console`, and below it how to set right what differs."""
     table = Table("", "", first, second, box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in table.columns:
+        column.overflow = "fold"
     for row in rows:
         table.add_row(Text(row.verdict, style=_LOOKS[row.verdict]), row.what, row.first, row.second)
     wrong = [row for row in rows if row.verdict == "differs"]

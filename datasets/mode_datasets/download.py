@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from mode_datasets.convert.archives import unpack
 from mode_datasets.convert.description import download_record
 from mode_datasets.convert.sink import partial_path, remove
 from mode_datasets.location import LocalFolder
+from mode_datasets.published import ArchiveData, HubData
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.files import existing_parent, sha256, write_json
 
@@ -32,105 +34,6 @@ from mode_policy.files import existing_parent, sha256, write_json
 Progress = Callable[[str, int, int], None]
 
 _BLOCK = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubData:
-    """A folder of a data set on the hub.
-
-    Attributes:
-        repo: Name of the repository.
-        revision: The commit that is fetched; later changes there change nothing here.
-        folder: Whose files are fetched, and become the destination.
-        pattern: Of those files.
-        licence: Of the data.
-        then: What to do next, with ``{path}`` for the destination.
-    """
-
-    repo: str
-    revision: str
-    folder: str
-    pattern: str
-    licence: str
-    then: str
-
-    @property
-    def source(self) -> str:
-        """Where the data come from."""
-        return f"https://huggingface.co/datasets/{self.repo}/tree/{self.revision}/{self.folder}"
-
-    @property
-    def name(self) -> str:
-        """Name of the destination."""
-        return self.folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchiveData:
-    """A zip archive behind an address.
-
-    Attributes:
-        url: Its address.
-        member: The folder in it that becomes the destination.
-        bytes, sha256: Of the archive, where its publisher or we know them.
-        arrays: Digest of arrays of the zarr store that it holds, by their names: what is verified where the
-            archive
-            itself may be packed anew.
-        unpacked: Bytes that it may take unpacked.
-        licence: Of the data.
-        then: What to do next, with ``{path}`` for the destination.
-    """
-
-    url: str
-    member: str
-    bytes: int | None = None
-    sha256: str | None = None
-    arrays: Mapping[str, str] | None = None
-    unpacked: int
-    licence: str
-    then: str
-
-    @property
-    def source(self) -> str:
-        """Where the data come from."""
-        return self.url
-
-    @property
-    def name(self) -> str:
-        """Name of the destination."""
-        return Path(self.member).name
-
-
-def _libero(suite: str) -> HubData:
-    return HubData(
-        repo="yifengzhu-hf/LIBERO-datasets",
-        revision="f13aa24a3da8c43c7225569f28c562979fa0e35a",
-        folder=suite,
-        pattern="*.hdf5",
-        licence="CC-BY-4.0 (LIBERO's README; the hub's card says Apache-2.0)",
-        then="mode-data convert {path} {path}.zarr",
-    )
-
-
-#: What can be fetched by name.
-CATALOGUE: dict[str, HubData | ArchiveData] = {
-    **{
-        suite: _libero(suite)
-        for suite in ("libero_90", "libero_10", "libero_goal", "libero_object", "libero_spatial")
-    },
-    "pusht": ArchiveData(
-        url="https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip",
-        member="pusht/pusht_cchi_v7_replay.zarr",
-        arrays={
-            "data/state": "2625e2871735cb4ab5d5f86cb04e292f8a64999163045208f4c25e92fded8d21",
-            "data/action": "05a52f8a4ddc32080d46150963734bba33af9e7b1fad863bbf016bc99197d835",
-            "meta/episode_ends": "4597870c04f936f73e7f7437d902d19660d8180a110d732a5f7ba5f94533700a",
-        },
-        unpacked=8 * 2**30,
-        licence="MIT",
-        then="uv run train.py task=pusht dataset.path={path}",
-    ),
-}
 
 
 def download(
@@ -195,7 +98,8 @@ def _from_hub(item: HubData, partial: Path, endpoint: str | None, progress: Prog
             raise DataError(f"{item.repo} has no files {pattern} at {item.revision} (it answered {info.sha})")
         if odd := [f.rfilename for f in files if ".." in PurePosixPath(f.rfilename).parts]:
             raise DataError(f"{item.repo} lists the file {odd[0]!r}, which would leave its folder")
-        _check_space(partial, sum(f.size or 0 for f in files) - _size(partial))
+        total = sum(f.size or 0 for f in files)
+        _check_space(partial, total - _size(partial))
         snapshot_download(
             item.repo,
             repo_type="dataset",
@@ -203,17 +107,16 @@ def _from_hub(item: HubData, partial: Path, endpoint: str | None, progress: Prog
             allow_patterns=pattern,
             local_dir=partial,
             endpoint=endpoint,
+            tqdm_class=_reporter(progress, total),
         )
     except DataError:
         raise
     except Exception as error:  # the client's errors share no base class
         raise DataError(
-            f"{item.repo} cannot be fetched ({type(error).__name__}: {error}); what has arrived is kept, so "
-            "run this "
-            "again later"
+            f"{item.repo} cannot be fetched ({type(error).__name__}: {error}); files that have arrived are "
+            "kept, so run this again later"
         ) from error
     digests = {}
-    total = sum(f.size or 0 for f in files)
     done = 0
     for file in files:
         path = partial / file.rfilename
@@ -222,6 +125,24 @@ def _from_hub(item: HubData, partial: Path, endpoint: str | None, progress: Prog
         done += file.size or 0
         progress("verifying", done, total)
     return digests
+
+
+def _reporter(progress: Progress, total: int) -> Any:
+    """Return what the hub's client takes for a progress bar: it draws nothing, and reports bytes."""
+    from tqdm import tqdm
+
+    class Reporter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            updated = super().update(n)
+            if self._counts_bytes:
+                progress("fetching", int(self.n), total)
+            return updated
+
+    return Reporter
 
 
 def _verify(path: Path, size: int | None, expected: str | None, blob: str | None) -> str:
@@ -233,8 +154,7 @@ def _verify(path: Path, size: int | None, expected: str | None, blob: str | None
         remove(path)
         raise DataError(
             f"{path.name} is not the published file (sha256 {found[:12]}…, expected {expected or blob}); it "
-            "was "
-            "deleted, so run this again to fetch it anew"
+            "was deleted, so run this again to fetch it anew"
         )
     return found
 
@@ -262,8 +182,7 @@ def _from_archive(item: ArchiveData, partial: Path, progress: Progress) -> dict[
             if found != expected:
                 raise DataError(
                     f"{name} of {item.url} holds other values than the published data (sha256 {found[:12]}…, "
-                    "expected "
-                    f"{expected[:12]}…)"
+                    f"expected {expected[:12]}…)"
                 )
     except DataError:
         remove(archive)
@@ -336,8 +255,7 @@ def _check_space(path: Path, needed: int) -> None:
     if needed > free:
         raise DataError(
             f"{needed / 2**30:.1f} GiB are needed at {path.parent}, and {free / 2**30:.1f} GiB are free; "
-            "choose another "
-            "folder with --folder"
+            "choose another folder with --folder"
         )
 
 

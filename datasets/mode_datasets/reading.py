@@ -48,9 +48,12 @@ def array_names(location: Location) -> list[str]:
 
     def is_array(folder: Path) -> bool:
         metadata = folder / "zarr.json"
-        if metadata.is_file():
-            return bool(json.loads(metadata.read_text()).get("node_type") == "array")
-        return (folder / ".zarray").is_file()
+        if not metadata.is_file():
+            return (folder / ".zarray").is_file()
+        try:
+            return bool(json.loads(metadata.read_text())["node_type"] == "array")
+        except (ValueError, KeyError, TypeError):
+            return True  # opening it says what is wrong
 
     root = location.path
     return sorted(folder.relative_to(root).as_posix() for folder in root.glob("*/*") if is_array(folder))

@@ -28,7 +28,8 @@ from mode_datasets.convert import (
     parse_keys,
 )
 from mode_datasets.convert.store import open_own
-from mode_datasets.download import CATALOGUE, download
+from mode_datasets.download import download
+from mode_datasets.published import CATALOGUE
 from mode_policy.apps.cli import console
 from mode_policy.apps.data_stores import add_command, add_task, layout_of
 from mode_policy.apps.progress import bar

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mode_datasets import open_store
+from mode_datasets import ReplayBufferLayout, open_store
 from mode_datasets.check import check_store
 from mode_datasets.check.table import findings_table
 from mode_datasets.compare import Subject, compare, comparison_table
@@ -47,12 +47,14 @@ def add(commands: Any) -> None:
         commands,
         "compare",
         _compare,
-        "whether demonstrations fit a policy or other demonstrations; exit with 1 if not",
+        "whether demonstrations fit a policy, an environment or other ones; exit with 1 if not",
         "mode-data compare week.zarr libero_90.zarr",
         "mode-data compare week.zarr runs/libero_90/checkpoints/last",
+        "mode-data compare pusht_cchi_v7_replay.zarr mode/pusht-v0 --task pusht",
     )
     comparison.add_argument("first", metavar="DATA", help="a store")
-    comparison.add_argument("second", metavar="OTHER", help="another store, or a policy's checkpoint")
+    comparison.add_argument("second", metavar="OTHER", help="a store, a checkpoint, or an environment's id")
+    add_task(comparison)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -74,25 +76,34 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    rows = compare(_subject(arguments.first), _subject(arguments.second))
+    data = _of_store(arguments.first, layout_of(arguments.first, arguments))
+    rows = compare(data, _other(arguments.second))
     console.print(comparison_table(arguments.first, arguments.second, rows))
     return int(any(row.verdict == "differs" for row in rows))
 
 
-def _subject(path: str) -> Subject:
+def _other(name: str) -> Subject:
+    if name.startswith("mode/"):
+        from mode_envs import env_task
+        from mode_policy.apps.dataset import environment
+
+        return Subject(side=environment(env_task(name).env_id))
     from mode_policy.checkpoint import DESCRIPTION, read_description
 
-    if (Path(path) / DESCRIPTION).is_file():
-        data = read_description(Path(path))
-        return Subject(
-            side=Side(
-                name=path,
-                features={key: Feature.from_json(feature) for key, feature in data["features"].items()},
-                convention=Convention(**data.get("convention", {})),
-            ),
-            statistics=statistics_from_json(data["statistics"]),
-        )
-    store = open_store(path)
+    if not (Path(name) / DESCRIPTION).is_file():
+        return _of_store(name, None)
+    data = read_description(Path(name))
+    features = {key: Feature.from_json(feature) for key, feature in data["features"].items()}
+    # Checkpoints of earlier versions carry no convention.
+    convention = Convention(**data.get("convention", {}))
+    return Subject(
+        side=Side(name=name, features=features, convention=convention),
+        statistics=statistics_from_json(data["statistics"]),
+    )
+
+
+def _of_store(path: str, layout: ReplayBufferLayout | None) -> Subject:
+    store = open_store(path, layout)
     return Subject(side=side(store, path), statistics=store.statistics)
 
 

@@ -93,9 +93,6 @@ def test_bad_input_is_answered(
     assert list(tmp_path.iterdir()) == []
 
 
-# check
-
-
 def test_a_clean_store_passes(run: Run, robot: Path, tmp_path: Path) -> None:
     code, out, _ = run("check", robot, "--strict", "--html", tmp_path / "report.html")
     assert code == 0
@@ -132,9 +129,6 @@ def test_bad_episodes_of_a_report_are_left_out(run: Run, tmp_path: Path, damaged
     code, _, err = run("filter", damaged, tmp_path / "better.zarr", "--drop", tmp_path / "none.json")
     assert code == 2
     assert "make it with: mode-data check" in err
-
-
-# edit
 
 
 def test_split_and_merge_give_the_store_back(run: Run, tmp_path: Path, robot: Path) -> None:
@@ -193,9 +187,6 @@ def test_migrate(run: Run, tmp_path: Path) -> None:
     assert (code, "'deltas' is none of" in err) == (2, True)
 
 
-# compare
-
-
 def test_what_differs_is_shown_with_what_sets_it_right(run: Run, tmp_path: Path, robot: Path) -> None:
     other = write_demonstrations(
         tmp_path / "other.zarr",
@@ -238,7 +229,13 @@ def test_a_store_is_compared_with_a_policy(run: Run, tmp_path: Path, robot: Path
     assert "these are different robots" in out
 
 
-# view
+def test_a_store_is_compared_with_an_environment(run: Run, robot: Path) -> None:
+    code, out, _ = run("compare", robot, "mode/pusht-v0")
+    assert code == 1
+    assert "20 Hz" in out
+    assert "dataset.adapt.stride=2" in out
+    code, _, err = run("compare", robot, "mode/push-v0")
+    assert (code, "unknown task 'mode/push-v0'" in err) == (2, True)
 
 
 def test_an_episode_is_drawn_and_filmed(run: Run, tmp_path: Path, robot: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -88,13 +89,13 @@ def test_half_downloaded_assets_are_found(tmp_path, monkeypatch):
     except SimulatorError as error:
         pytest.skip(str(error))
     for name in ("scenes", "textures", "stable_hope_objects"):
-        shutil.copytree(whole / name, tmp_path / name, copy_function=lambda a, b: open(b, "wb").write(b"x"))
+        shutil.copytree(whole / name, tmp_path / name, copy_function=lambda _, to: Path(to).write_bytes(b"x"))
     monkeypatch.setenv("MODE_LIBERO_ASSETS", str(tmp_path))
     broken = next(check for check in check_libero() if check.ok is False)
     assert "incomplete" in broken.found
     assert str(tmp_path) in broken.found
     monkeypatch.setenv("MODE_LIBERO_ASSETS", str(tmp_path / "none"))
-    with pytest.raises(SimulatorError, match="MODE_LIBERO_ASSETS is .* where there is no folder"):
+    with pytest.raises(SimulatorError, match=r"MODE_LIBERO_ASSETS is .* where there is no folder"):
         find_assets()
 
 
