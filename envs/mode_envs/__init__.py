@@ -15,7 +15,7 @@ from mode_envs.registration import register
 
 if TYPE_CHECKING:
     from mode_envs.experts import Expert, make_expert
-    from mode_envs.features import features
+    from mode_envs.features import convention, features
     from mode_envs.renderer import rendering_available
     from mode_envs.suites import SUITES, EnvTask, env_task, make, suite
 
@@ -24,6 +24,7 @@ _LAZY = {
     "EnvTask": "suites",
     "Expert": "experts",
     "SUITES": "suites",
+    "convention": "features",
     "env_task": "suites",
     "features": "features",
     "make": "suites",
@@ -37,6 +38,7 @@ __all__ = [
     "SUITES",
     "EnvTask",
     "Expert",
+    "convention",
     "env_task",
     "features",
     "make",
@@ -52,6 +54,7 @@ register()
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+    module = importlib.import_module(f"{__name__}.{_LAZY[name]}")
+    # All of its names at once: the import has put the module `features` where the function shall be.
+    globals().update({other: getattr(module, other) for other, home in _LAZY.items() if home == _LAZY[name]})
+    return globals()[name]

@@ -1,12 +1,13 @@
 """What every environment of this package has in common.
 
-An environment speaks the feature keys of `mode_policy.types`. This module repeats three of those strings
+An environment speaks the feature keys of `mode_policy.types`. This module repeats four of those strings
 rather than import them, because that module loads torch and simulator processes should not pay for it.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import gymnasium
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from mode_policy.errors import ConfigError, SimulatorError
 
 STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 IMAGE_PREFIX = "observation.images."
 
@@ -28,7 +30,8 @@ Size = tuple[int, int]
 class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
     """An environment whose observations are a dictionary of feature keys.
 
-    * ``observation.state``: float32 ``(D,)`` in raw units, with ``obs_mode`` "state" or "both";
+    * ``observation.state`` and other vectors: float32 ``(D,)`` in raw units, with ``obs_mode`` "state" or
+      "both";
     * ``observation.images.<camera>``: uint8 ``(height, width, 3)``, upright RGB, with "pixels" or "both".
 
     ``reset(seed=s)`` alone determines the episode, bit for bit, whatever the object did before. ``info`` of
@@ -37,10 +40,10 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
     Success terminates; the simulation may be stepped on from there.
 
     Args:
-        state_size: D.
+        vectors: Feature key of each vector → its D.
         action_space: Bounds of an action.
         instruction: The task in natural language.
-        camera: Name of the camera in the image's feature key.
+        cameras: Their names in the feature keys of images; the first one films.
         obs_mode: What observations hold.
         image_size: Height and width of the image in an observation.
         render_mode: "rgb_array" to allow `render`.
@@ -50,10 +53,10 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
     def __init__(
         self,
         *,
-        state_size: int,
+        vectors: Mapping[str, int],
         action_space: spaces.Box,
         instruction: str,
-        camera: str,
+        cameras: Sequence[str],
         obs_mode: ObsMode,
         image_size: Size,
         render_mode: str | None,
@@ -63,22 +66,28 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
             raise ConfigError(f"obs_mode is {obs_mode!r}; choose one of {', '.join(get_args(ObsMode))}")
         self.instruction = instruction
         self.render_mode = render_mode
-        self._camera_key = IMAGE_PREFIX + camera
+        self._cameras = tuple(cameras)
         self._image_size = (int(image_size[0]), int(image_size[1]))
         self._render_size = (int(render_size[0]), int(render_size[1]))
         observations: dict[str, spaces.Space] = {}
         if obs_mode != "pixels":
             # Nothing bounds a simulated object, so neither does the space.
-            observations[STATE] = spaces.Box(-np.inf, np.inf, (state_size,), np.float32)
+            for key, size in vectors.items():
+                observations[key] = spaces.Box(-np.inf, np.inf, (size,), np.float32)
         if obs_mode != "state":
-            observations[self._camera_key] = spaces.Box(0, 255, (*self._image_size, 3), np.uint8)
+            for camera in self._cameras:
+                observations[IMAGE_PREFIX + camera] = spaces.Box(0, 255, (*self._image_size, 3), np.uint8)
         self._keys = tuple(observations)
         self.observation_space = spaces.Dict(observations)  # type: ignore[assignment]  # a dict of arrays
         self.action_space = action_space
 
     @abstractmethod
-    def picture(self, size: Size) -> np.ndarray:
+    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB; allowed in every render mode.
+
+        Args:
+            size: Height and width.
+            camera: One of the environment's cameras; the first one by default.
 
         Raises:
             SimulatorError: if this machine cannot render.
@@ -97,9 +106,11 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
             )
         return self.picture(self._render_size)
 
-    def _observe(self, state: np.ndarray) -> ObservationDict:
+    def _observe(self, vectors: Mapping[str, np.ndarray]) -> ObservationDict:
         return {
-            key: state.astype(np.float32) if key == STATE else self.picture(self._image_size)
+            key: vectors[key].astype(np.float32)
+            if key in vectors
+            else self.picture(self._image_size, key.removeprefix(IMAGE_PREFIX))
             for key in self._keys
         }
 

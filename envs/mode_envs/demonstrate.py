@@ -13,6 +13,7 @@ import numpy as np
 
 from mode_envs.contract import ACTION
 from mode_envs.experts import Expert, make_expert
+from mode_envs.registration import entry
 from mode_envs.worker import Worker, WorkerDiedError
 from mode_policy.errors import SimulatorError
 
@@ -94,7 +95,8 @@ class Demonstrator:
             self._env.close()
         self._made_for = None
         self._expert = make_expert(attempt.env_id)
-        self._env = gymnasium.make(attempt.env_id, max_episode_steps=attempt.max_steps, **attempt.options)
+        options = {**entry(attempt.env_id).demonstration, **attempt.options}
+        self._env = gymnasium.make(attempt.env_id, max_episode_steps=attempt.max_steps, **options)
         self._made_for = wanted
 
 

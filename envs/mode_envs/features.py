@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mode_envs.contract import ObsMode, Size
-from mode_envs.registration import entry
-from mode_policy.types import ACTION, IMAGE_PREFIX, STATE, Feature, Features
+from mode_envs.libero_tasks import LIBERO_SUITES, LiberoSuite
+from mode_envs.registration import EnvEntry, entry
+from mode_policy.convention import Convention
+from mode_policy.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Feature, Features
 
 _MOMENT = (
     *("hand_x", "hand_y", "hand_z", "gripper_opening"),
@@ -27,31 +31,85 @@ _PUSHT: Features = {
         unit="px, rad",
         angles=(4,),
     ),
-    ACTION: Feature(shape=(2,), names=("target_x", "target_y"), unit="px"),
+    ACTION: Feature(shape=(2,), names=("x", "y"), unit="px"),
 }
+_POSE = ("x", "y", "z", "rx", "ry", "rz")
+
+
+def _libero(suite: LiberoSuite) -> Features:
+    """Describe a suite's vectors; state and action as in its published demonstrations."""
+    poses = [f"{body}_{axis}" for body in suite.bodies for axis in ("x", "y", "z", "qw", "qx", "qy", "qz")]
+    return {
+        STATE: Feature(shape=(8,), names=(*_POSE, "left_finger", "right_finger"), unit="m, rad, m"),
+        "observation.joint_states": Feature(
+            shape=(7,), names=tuple(f"joint_{i}" for i in range(1, 8)), unit="rad"
+        ),
+        ENVIRONMENT_STATE: Feature(
+            shape=(len(poses) + len(suite.joints),),
+            names=(*poses, *suite.joints),
+            unit="m, unit quaternions, rad",
+        ),
+        ACTION: Feature(shape=(7,), names=(*_POSE, "gripper"), unit="m, rad"),
+    }
 
 
 def features(
-    env_id: str, obs_mode: ObsMode = "state", *, image_size: Size | None = None, camera: str | None = None
+    env_id: str,
+    obs_mode: ObsMode = "state",
+    *,
+    image_size: Size | None = None,
+    camera: str | None = None,
+    cameras: Sequence[str] | None = None,
 ) -> Features:
     """Return the features that an environment made with these options observes, and its action.
 
     Args:
         env_id: Gymnasium id or task name.
         obs_mode: What observations hold: "state", "pixels" or "both".
-        image_size: Height and width of the image, if not the environment's default.
-        camera: Camera of the image, if not the environment's default.
+        image_size: Height and width of the images, if not the environment's default.
+        camera: The only camera, if not the environment's default.
+        cameras: Its cameras, where it can have several.
 
     Raises:
         ConfigError: if there is no such task.
     """
-    pusht = entry(env_id).task == "pusht"
-    vectors = _PUSHT if pusht else _METAWORLD
-    image_size = image_size or ((96, 96) if pusht else (128, 128))
-    camera = camera or ("top" if pusht else "corner2")
+    task = entry(env_id)
+    vectors, default_size, default_cameras = _described(task)
     found: Features = {}
     if obs_mode != "pixels":
-        found[STATE] = vectors[STATE]
+        found |= {key: feature for key, feature in vectors.items() if key != ACTION}
     if obs_mode != "state":
-        found[IMAGE_PREFIX + camera] = Feature(shape=(*image_size, 3), dtype="uint8")
+        for name in cameras or ((camera,) if camera else default_cameras):
+            found[IMAGE_PREFIX + name] = Feature(shape=(*(image_size or default_size), 3), dtype="uint8")
     return {**found, ACTION: vectors[ACTION]}
+
+
+def convention(env_id: str) -> Convention:
+    """Return what the numbers of an environment's actions mean, and its control rate.
+
+    Displacements are along the axes of the world: neither simulator turns them with the hand.
+
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    task = entry(env_id)
+    if task.task == "pusht":
+        return Convention(action_kind="absolute", action_frame="image", gripper="none", fps=10.0)
+    libero = "suite" in task.kwargs
+    return Convention(
+        action_kind="delta",
+        action_frame="world",
+        # Metres and radians of 1.0; the gripper has no unit.
+        action_scale=(0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 1.0) if libero else (0.01, 0.01, 0.01, 1.0),
+        gripper="plus_closes",
+        fps=20.0 if libero else 80.0,
+    )
+
+
+def _described(task: EnvEntry) -> tuple[Features, Size, tuple[str, ...]]:
+    """Vectors, size of images and cameras of an environment made without options."""
+    if task.task == "pusht":
+        return _PUSHT, (96, 96), ("top",)
+    if "suite" in task.kwargs:
+        return _libero(LIBERO_SUITES[task.kwargs["suite"]]), (128, 128), ("static", "gripper")
+    return _METAWORLD, (128, 128), ("corner2",)

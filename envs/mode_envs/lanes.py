@@ -139,7 +139,7 @@ class Lanes:
 
     def _put_back(self, begin: Begin, env: gymnasium.Env) -> None:
         self._idle.append((_kind(begin), env))
-        if len(self._idle) > _IDLE_LIMIT:
+        while len(self._idle) > min(e.metadata.get("idle_limit", _IDLE_LIMIT) for _, e in self._idle):
             self._idle.pop(0)[1].close()
 
 

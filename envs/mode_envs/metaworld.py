@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from mode_envs.contract import ObservationDict, ObsMode, Size, TaskEnv
+from mode_envs.contract import STATE, ObservationDict, ObsMode, Size, TaskEnv
 from mode_envs.instructions import METAWORLD_INSTRUCTIONS
 from mode_envs.registration import require
 from mode_policy.errors import ConfigError, did_you_mean
@@ -59,10 +59,10 @@ class MetaWorldEnv(TaskEnv):
         if camera not in CAMERAS:
             raise ConfigError(f"unknown camera {camera!r}.{did_you_mean(camera, CAMERAS)}")
         super().__init__(
-            state_size=39,
+            vectors={STATE: 39},
             action_space=spaces.Box(-1.0, 1.0, (4,), np.float32),
             instruction=METAWORLD_INSTRUCTIONS[task],
-            camera=camera,
+            cameras=(camera,),
             obs_mode=obs_mode,
             image_size=image_size,
             render_mode=render_mode,
@@ -100,15 +100,15 @@ class MetaWorldEnv(TaskEnv):
         # Some tasks set a joint last (window-close: by 20 cm) and would show it only after the first step.
         self._mujoco.mj_forward(sim.model, sim.data)
         sim._prev_obs = sim._get_curr_obs_combined_no_goal()
-        return self._observe(sim._get_obs()), self._info(success=False)
+        return self._observe({STATE: sim._get_obs()}), self._info(success=False)
 
     def step(self, action: np.ndarray) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
         """Apply one action for 1/80 s; never truncates by itself."""
         state, reward, _, _, info = self._sim.step(action)
         success = bool(info["success"])
-        return self._observe(state), float(reward), success, False, self._info(success)
+        return self._observe({STATE: state}), float(reward), success, False, self._info(success)
 
-    def picture(self, size: Size) -> np.ndarray:
+    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB."""
         if size not in self._renderers:
             from mode_envs.renderer import Renderer

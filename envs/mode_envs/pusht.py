@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from mode_envs.contract import ObservationDict, ObsMode, Size, TaskEnv
+from mode_envs.contract import STATE, ObservationDict, ObsMode, Size, TaskEnv
 from mode_envs.instructions import PUSHT_INSTRUCTION
 from mode_envs.registration import require
 
@@ -44,10 +44,10 @@ class PushTEnv(TaskEnv):
         render_size: Size = (480, 480),
     ) -> None:
         super().__init__(
-            state_size=5,
+            vectors={STATE: 5},
             action_space=spaces.Box(0.0, 512.0, (2,), np.float32),
             instruction=PUSHT_INSTRUCTION,
-            camera="top",
+            cameras=("top",),
             obs_mode=obs_mode,
             image_size=image_size,
             render_mode=render_mode,
@@ -63,21 +63,23 @@ class PushTEnv(TaskEnv):
         self._sim.np_random = self.np_random
         self._sim._last_action = None  # drawn as a marker, and not cleared by gym-pusht
         state, _ = self._sim.reset()
-        return self._observe(state), self._info(success=False, coverage=float(self._sim._get_coverage()))
+        return self._observe({STATE: state}), self._info(
+            success=False, coverage=float(self._sim._get_coverage())
+        )
 
     def step(self, action: np.ndarray) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
         """Send the finger to a point for 1/10 s; never truncates by itself."""
         state, reward, success, _, info = self._sim.step(action)
         coverage = float(info["coverage"])
         return (
-            self._observe(state),
+            self._observe({STATE: state}),
             float(reward),
             bool(success),
             False,
             self._info(bool(success), coverage=coverage),
         )
 
-    def picture(self, size: Size) -> np.ndarray:
+    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB."""
         height, width = size
         return self._sim._get_img(self._sim._draw(), width=width, height=height)

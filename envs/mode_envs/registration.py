@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 
 from mode_envs.instructions import METAWORLD_INSTRUCTIONS, PUSHT_INSTRUCTION
+from mode_envs.libero_tasks import LIBERO_SUITES, instruction
 from mode_policy.errors import ConfigError, SimulatorError, did_you_mean
 
 
@@ -27,6 +28,7 @@ class EnvEntry:
         has_expert: Whether `mode_envs.experts` can solve it.
         opengl: Whether its pictures need OpenGL.
         kwargs: Arguments of the class that select the task.
+        demonstration: Arguments that differ where it is demonstrated rather than evaluated.
     """
 
     task: str
@@ -37,6 +39,7 @@ class EnvEntry:
     has_expert: bool = False
     opengl: bool = False
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    demonstration: Mapping[str, Any] = field(default_factory=dict)
 
 
 _PUSHT = EnvEntry(
@@ -52,15 +55,30 @@ _METAWORLD = tuple(
         env_id=f"mode/metaworld-{task}",
         entry_point="mode_envs.metaworld:MetaWorldEnv",
         max_steps=500,
-        instruction=instruction,
+        instruction=text,
         has_expert=True,
         opengl=True,
         kwargs={"task": task},
     )
-    for task, instruction in METAWORLD_INSTRUCTIONS.items()
+    for task, text in METAWORLD_INSTRUCTIONS.items()
+)
+_LIBERO = tuple(
+    EnvEntry(
+        task=task,
+        env_id=f"mode/libero-{suite.key}-{task}",
+        entry_point="mode_envs.libero:LiberoEnv",
+        max_steps=suite.max_steps,
+        instruction=instruction(task),
+        has_expert=suite.key == "object",
+        opengl=True,
+        kwargs={"suite": suite.key, "task": task},
+        demonstration={"initial_states": "drawn"},
+    )
+    for suite in LIBERO_SUITES.values()
+    for task in suite.tasks
 )
 
-ENTRIES: dict[str, EnvEntry] = {entry.task: entry for entry in (_PUSHT, *_METAWORLD)}
+ENTRIES: dict[str, EnvEntry] = {entry.task: entry for entry in (_PUSHT, *_METAWORLD, *_LIBERO)}
 """Task name → environment. Another simulator joins by adding its entries here."""
 
 

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -42,39 +43,45 @@ def rendering_available() -> tuple[bool, str]:
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     reasons = []
     for backend in BACKENDS if asked not in BACKENDS else (asked,):
-        # The platform of PyOpenGL is fixed at its first import; let the backend under trial choose it.
-        environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
-        environment["MUJOCO_GL"] = backend
-        try:
-            probe = subprocess.run(
-                [sys.executable, "-c", _PROBE, backend],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-        except subprocess.TimeoutExpired:
-            reasons.append(f"{backend}: no answer in 60 s")
-            continue
-        if probe.returncode == 0:
+        if (reason := try_backend(backend)) is None:
             return True, backend
-        last_line = (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
-        reasons.append(f"{backend}: {last_line}")
+        reasons.append(f"{backend}: {reason}")
     return False, f"no off-screen OpenGL ({'; '.join(reasons)}). Install one: {INSTALL_LINE}"
 
 
+def try_backend(backend: str) -> str | None:
+    """Find out, in a subprocess, whether MuJoCo can render with a backend; return why not, or None."""
+    # The platform of PyOpenGL is fixed at its first import; let the backend under trial choose it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
+    environment["MUJOCO_GL"] = backend
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, backend],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except subprocess.TimeoutExpired:
+        return "no answer in 60 s"
+    if probe.returncode == 0:
+        return None
+    return (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+
+
 class Renderer:
-    """Pictures of one size of one MuJoCo model.
+    """Pictures of one MuJoCo model.
 
     Args:
         model: ``mujoco.MjModel``.
-        size: Height and width of the pictures.
+        size: Height and width of the pictures, unless another one is asked for.
+        hidden: Groups of geometries that are not drawn, such as collision shapes.
 
     Raises:
         SimulatorError: if this machine has no off-screen OpenGL.
     """
 
-    def __init__(self, model: Any, size: tuple[int, int]) -> None:
+    def __init__(self, model: Any, size: tuple[int, int], hidden: Sequence[int] = ()) -> None:
         available, backend = rendering_available()
         if not available:
             raise SimulatorError(backend)
@@ -89,18 +96,26 @@ class Renderer:
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._target)
-        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._size = self._largest = (height, width)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._options = mujoco.MjvOption()
+        for group in hidden:
+            self._options.geomgroup[group] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         _OPEN.add(self)
         _close_all_at_exit()
 
-    def render(self, data: Any, camera: str) -> np.ndarray:
+    def render(self, data: Any, camera: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return what a named camera sees, uint8 ``(height, width, 3)``, first row on top."""
         mujoco = self._mujoco
+        height, width = size or self._size
         self._context.make_current()
+        if height > self._largest[0] or width > self._largest[1]:
+            # Far cheaper than another renderer, which would load all textures again.
+            self._largest = (max(height, self._largest[0]), max(width, self._largest[1]))
+            mujoco.mjr_resizeOffscreen(self._largest[1], self._largest[0], self._target)
+        viewport = mujoco.MjrRect(0, 0, width, height)
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
             self._model,
@@ -111,9 +126,9 @@ class Renderer:
             mujoco.mjtCatBit.mjCAT_ALL,
             self._scene,
         )
-        mujoco.mjr_render(self._viewport, self._scene, self._target)
-        image = np.empty((self._viewport.height, self._viewport.width, 3), np.uint8)
-        mujoco.mjr_readPixels(image, None, self._viewport, self._target)
+        mujoco.mjr_render(viewport, self._scene, self._target)
+        image = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, viewport, self._target)
         return image[::-1]  # OpenGL's first row is the lowest
 
     def close(self) -> None:

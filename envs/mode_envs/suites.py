@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 
 from mode_envs.instructions import METAWORLD_INSTRUCTIONS, METAWORLD_MT10
+from mode_envs.libero_tasks import LIBERO_SUITES
 from mode_envs.registration import entry
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.types import Task
@@ -45,6 +46,11 @@ def _tasks(*names: str) -> tuple[EnvTask, ...]:
 
 
 SUITES: Mapping[str, Callable[[], tuple[EnvTask, ...]]] = {
+    "libero_10": lambda: _tasks(*LIBERO_SUITES["10"].tasks),
+    "libero90": lambda: _tasks(*LIBERO_SUITES["90"].tasks),
+    "libero_goal": lambda: _tasks(*LIBERO_SUITES["goal"].tasks),
+    "libero_object": lambda: _tasks(*LIBERO_SUITES["object"].tasks),
+    "libero_spatial": lambda: _tasks(*LIBERO_SUITES["spatial"].tasks),
     "metaworld_mt10": lambda: _tasks(*METAWORLD_MT10),
     "metaworld_mt50": lambda: _tasks(*METAWORLD_INSTRUCTIONS),
     "pusht": lambda: _tasks("pusht"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mode_datasets import (
 )
 from mode_datasets.adapt import AdaptConfig, adapt
 from mode_datasets.mixture import merge_instructions
-from mode_envs import EnvTask, convention, features, make, suite
+from mode_envs import EnvTask, convention, features, suite
 from mode_envs.collect import collect
 from mode_policy.apps.cli import console
 from mode_policy.apps.config import DatasetConfig, TaskConfig
@@ -165,9 +164,9 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
         licence="MIT",
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     )
-    meaning = replace(convention(tasks[0].env_id), fps=control_rate(tasks[0]))
+    env_id = tasks[0].env_id
     with (
-        StoreWriter(path, features(tasks[0].env_id), meaning, provenance) as writer,
+        StoreWriter(path, features(env_id), convention(env_id), provenance) as writer,
         bar("collecting", "demonstrations") as progress,
     ):
         collection = collect(
@@ -191,14 +190,11 @@ def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language:
     )
 
 
-@functools.cache
 def control_rate(task: EnvTask) -> float:
     """Return the control rate of a task's environment in Hz."""
-    env = make(task)
-    try:
-        return float(env.metadata["render_fps"])
-    finally:
-        env.close()
+    rate = convention(task.env_id).fps
+    assert rate is not None  # every environment states it
+    return rate
 
 
 def get_mixture(config: DatasetConfig, language: str | None) -> list[DemonstrationStore]:
