@@ -1,7 +1,8 @@
 """Routed SwiGLU experts as one operation with a hand-written backward.
 
 Routing is per row (a sample, where the noise level routes), so the tokens of a row are contiguous and the
-rows of an expert form one matrix product. An expert runs only on the rows that chose it.
+rows of an expert form one matrix product. An expert runs only on the rows that chose it. On a GPU that is
+`mode_kernels.grouped`, here it is a loop over the experts.
 
 Legend: R routed rows, S tokens per row, D width, H hidden width, E = 2H, N experts, K active experts,
 M rows of one expert, Q = M·S tokens of one expert.
@@ -9,6 +10,7 @@ M rows of one expert, Q = M·S tokens of one expert.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -42,11 +44,56 @@ def expert_mlp(
         ``(R, S, D)``.
     """
     arguments = (x_RSD, expert_RK, weight_RK, up_weight_NED, up_bias_NE, down_weight_NDH)
+    if dropout == 0 and x_RSD.device.type == "cuda" and _kernels_run(x_RSD.device, _product_type(x_RSD)):
+        return _grouped_on_gpu(*arguments)
     # The sizes of the groups have to be known on the host: free on a CPU, a stall on an accelerator and a
     # break in a compiled graph. Dropout needs the autograd of the hidden units. These take the dense form.
     if dropout > 0 or x_RSD.device.type != "cpu" or torch.compiler.is_compiling():
         return expert_mlp_reference(*arguments, dropout)
     out_RSD: Tensor = _GroupedExperts.apply(*arguments)
+    return out_RSD
+
+
+def _product_type(x_RSD: Tensor) -> torch.dtype:
+    """Type in which products are taken: that of the autocast, or of the tokens."""
+    device = x_RSD.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_RSD.dtype
+
+
+def _kernels_run(device: torch.device, dtype: torch.dtype) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    from mode_kernels import launch
+
+    return launch.unsupported(device, dtype) is None
+
+
+# What `torch.compiler.assume_constant_result` sets; that would import the compiler, which takes seconds.
+_kernels_run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _grouped_on_gpu(
+    x_RSD: Tensor,
+    expert_RK: Tensor,
+    weight_RK: Tensor,
+    up_weight_NED: Tensor,
+    up_bias_NE: Tensor,
+    down_weight_NDH: Tensor,
+) -> Tensor:
+    # Imported here: a policy on a CPU needs no Triton.
+    from mode_kernels.grouped import grouped_experts
+
+    dtype = _product_type(x_RSD)
+    tensors = (x_RSD, weight_RK, up_weight_NED, up_bias_NE, down_weight_NDH)
+    out_RSD: Tensor = grouped_experts(
+        x_RSD.to(dtype).contiguous(),
+        expert_RK,
+        weight_RK.contiguous(),
+        up_weight_NED.to(dtype),
+        up_bias_NE,
+        down_weight_NDH.to(dtype),
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors),
+    )[0]
     return out_RSD
 
 

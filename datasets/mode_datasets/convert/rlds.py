@@ -192,7 +192,7 @@ def _slots(step: Any) -> tuple[dict[str, Slot], set[str]]:
 
     def walk(feature: Any, path: str) -> None:
         if hasattr(feature, "items"):
-            for name, part in feature.items():
+            for name, part in sorted(feature.items()):  # files list them in any order
                 walk(part, f"{path}/{name}" if path else name)
             return
         dtype, shape = np.dtype(feature.np_dtype), feature.shape

@@ -13,7 +13,8 @@ import pytest
 from mode_datasets import open_store
 from mode_datasets.convert import SourceOptions, detect, open_source
 from mode_datasets.convert.libero import ACTION_SCALE
-from mode_policy.convention import Convention
+from mode_envs import convention, features, suite
+from mode_policy.convention import Convention, Side, differences, missing
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import ACTION, ENVIRONMENT_STATE, STATE
 
@@ -53,6 +54,19 @@ def test_libero_comes_out_upright_with_what_it_means(
     )
     assert store.features[STATE].names[-2:] == ("left_finger", "right_finger")
     assert store.image_orientation == "upright"
+
+
+def test_liberos_files_mean_what_its_environments_mean(libero: tuple[Path, dict[str, list[Arrays]]]) -> None:
+    source, _ = open_source(libero[0], None, SourceOptions())
+    task = suite("libero_10")[0].env_id
+    seen = features(task, "both", cameras=("agentview", "eye_in_hand"))
+    environment = Side(name="environment", features=seen, convention=convention(task))
+    demonstrations = Side(name="demonstrations", features=source.features, convention=source.convention)
+    assert differences(demonstrations, environment) == []
+    assert missing(environment, demonstrations) == []
+    swapped, _ = open_source(libero[0], None, SourceOptions(gripper="plus_opens"))
+    wrong = Side(name="demonstrations", features=swapped.features, convention=swapped.convention)
+    assert [d.what for d in differences(wrong, environment)] == ["gripper"]  # negative control
 
 
 def test_the_file_says_how_its_images_are_turned(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_episodes_in_any_order(tmp_path: Path) -> None:
 
 def test_parts_of_actions_are_joined_as_the_user_says(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, split_action=True)
-    with pytest.raises(DataError, match=r"consists of action/world_vector, action/gripper; .*--key action="):
+    with pytest.raises(DataError, match=r"consists of action/gripper, action/world_vector; .*--key action="):
         open_source(path, None, SourceOptions(**SAID))
     keys = {ACTION: ("action/world_vector", "action/gripper"), "observation.state": ("state",)}
     source, _ = open_source(path, None, SourceOptions(keys=keys, **SAID))

@@ -1,0 +1,1 @@
+"""A local web page that shows a running control loop, and can stop its robot."""

@@ -1,0 +1,1 @@
+"""The policy server: openpi's wire protocol, batching across clients, limits, metrics."""

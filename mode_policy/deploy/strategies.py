@@ -1,0 +1,197 @@
+"""Strategies: which action a tick gets from the chunks so far, and when the next chunk is asked for.
+
+A chunk that was observed at tick k answers "what now": its actions are for ticks k, k + 1, …, but it
+arrives d ticks later. The strategies differ in what happens meanwhile and where the new chunk takes over::
+
+    tick            k     k+d          k+execute
+    synchronous     hold ──┤ 0  1  2 …                       the robot waits for every chunk
+    asynchronous    old ───┤ d  d+1 …                        the late head of the new chunk is dropped
+    ensembling      old ───┤ mean of all chunks for a tick   (ACT, arXiv 2304.13705)
+    real-time       old ───┤ d  d+1 … where 0 … d are fixed  (RTC, arXiv 2506.07339)
+
+All are frozen and pure: the same chunks give the same answer. Chunks come oldest first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mode_policy.deploy.config import StrategyConfig
+from mode_policy.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Actions of one inference.
+
+    Attributes:
+        observed: tick of the observation that they are based on.
+        start: tick that the first of them is for; later than ``observed`` by the ticks that the robot was
+            held.
+        actions: ``(C, A)``, raw units.
+    """
+
+    observed: int
+    start: int
+    actions: np.ndarray
+
+    def at(self, tick: int) -> np.ndarray | None:
+        """Return the action for a tick, or None if the chunk has none."""
+        i = tick - self.start
+        return self.actions[i] if 0 <= i < len(self.actions) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """What the next chunk has to continue.
+
+    Attributes:
+        actions: ``(n, A)``: those of the running chunk from the observation's tick on.
+        fixed: how many of them will have been executed when the next chunk arrives.
+    """
+
+    actions: np.ndarray
+    fixed: int
+
+
+class Strategy(Protocol):
+    """What the control loop asks in every tick."""
+
+    @property
+    def keep(self) -> int:
+        """Number of newest chunks that decisions depend on."""
+
+    def action(self, tick: int, chunks: Sequence[Chunk]) -> np.ndarray | None:
+        """Return the action for a tick, float ``(A,)``, or None if there is none: the robot is then held."""
+
+    def wants(self, tick: int, chunks: Sequence[Chunk], delay: int) -> bool:
+        """Whether to ask for a chunk now, if none is on its way; ``delay`` ticks pass until it arrives."""
+
+    def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
+        """Return what a chunk that is asked for now has to continue, or None if it is free."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synchronous:
+    """Ask, wait, execute; the robot is held while the policy computes."""
+
+    execute: int
+    keep: int = 1
+
+    def action(self, tick: int, chunks: Sequence[Chunk]) -> np.ndarray | None:
+        """Return the running chunk's action among its first ``execute``."""
+        return chunks[-1].at(tick) if chunks and tick < chunks[-1].start + self.execute else None
+
+    def wants(self, tick: int, chunks: Sequence[Chunk], delay: int) -> bool:
+        """Ask once the running chunk's share is executed."""
+        return self.action(tick, chunks) is None
+
+    def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> None:
+        """Nothing: every chunk begins anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asynchronous:
+    """Ask so early that the next chunk is there once ``execute`` actions are; skip what came too late."""
+
+    execute: int
+    keep: int = 1
+
+    def action(self, tick: int, chunks: Sequence[Chunk]) -> np.ndarray | None:
+        """Return the newest chunk's action, up to its last one while the next chunk is late."""
+        return chunks[-1].at(tick) if chunks else None
+
+    def wants(self, tick: int, chunks: Sequence[Chunk], delay: int) -> bool:
+        """Ask ``delay`` ticks before the running chunk's share is executed."""
+        return not chunks or tick >= chunks[-1].start + max(1, self.execute - delay)
+
+    def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
+        """Nothing: the next chunk is predicted from its observation alone."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealTimeChunking(Asynchronous):
+    """Like `Asynchronous`, but the next chunk is denoised around what will be executed meanwhile."""
+
+    def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
+        """Return the rest of the running chunk."""
+        if not chunks:
+            return None
+        rest = chunks[-1].actions[max(0, tick - chunks[-1].start) :]
+        return Continuation(actions=rest, fixed=min(delay, len(rest))) if len(rest) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalEnsembling:
+    """Ask every ``every`` ticks and average all predictions for a tick, weighted by exp(−decay·i).
+
+    i counts from the oldest chunk, so a positive decay trusts older predictions more (ACT's choice).
+    """
+
+    decay: float
+    every: int
+    keep: int
+
+    def action(self, tick: int, chunks: Sequence[Chunk]) -> np.ndarray | None:
+        """Return the weighted mean of what the chunks say."""
+        said = [a for chunk in chunks if (a := chunk.at(tick)) is not None]
+        if not said:
+            return None
+        weights = np.exp(-self.decay * np.arange(len(said)))
+        mean: np.ndarray = (weights / weights.sum()) @ np.stack(said)
+        return mean
+
+    def wants(self, tick: int, chunks: Sequence[Chunk], delay: int) -> bool:
+        """Ask as often as allowed."""
+        return not chunks or tick >= chunks[-1].observed + self.every
+
+    def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> None:
+        """Nothing: chunks are averaged, not continued."""
+
+
+def make_strategy(config: StrategyConfig, chunk: int, execute: int) -> Strategy:
+    """Build the configured strategy for a policy that predicts ``chunk`` actions.
+
+    Args:
+        config: which one, and its settings.
+        chunk: actions that the policy predicts.
+        execute: the policy's own number of executed actions, where the configuration gives none.
+
+    Raises:
+        ConfigError: if more actions shall be executed than are predicted.
+    """
+    execute = config.execute or execute
+    if execute > chunk:
+        raise ConfigError(f"strategy.execute={execute}, but the policy predicts chunks of {chunk}")
+    if config.name == "synchronous":
+        return Synchronous(execute=execute)
+    if config.name == "asynchronous":
+        return Asynchronous(execute=execute)
+    if config.name == "ensembling":
+        return TemporalEnsembling(
+            decay=config.decay, every=config.every, keep=math.ceil(chunk / config.every)
+        )
+    return RealTimeChunking(execute=execute)
+
+
+@dataclass(frozen=True)
+class Delays:
+    """The ticks that recent answers took; the estimate is the longest of them (RTC, algorithm 1)."""
+
+    recent: tuple[int, ...] = ()
+    window: int = 10
+
+    def add(self, ticks: int) -> Delays:
+        """Return these with one more, the oldest forgotten."""
+        return Delays((*self.recent, ticks)[-self.window :], self.window)
+
+    @property
+    def estimate(self) -> int:
+        """Ticks to expect; 1 before anything was measured."""
+        return max(self.recent, default=1)

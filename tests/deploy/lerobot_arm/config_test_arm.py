@@ -1,0 +1,10 @@
+from dataclasses import dataclass
+
+from lerobot.robots import RobotConfig
+
+
+@RobotConfig.register_subclass("mode_test_arm")
+@dataclass(kw_only=True)
+class TestArmConfig(RobotConfig):
+    __test__ = False
+    diary: str

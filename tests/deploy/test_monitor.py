@@ -1,0 +1,195 @@
+"""The monitor: its data, its locks, and the page in a real browser."""
+
+import http.client
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from mode_envs.realtime import RealtimeRobot, RealtimeSpec
+from mode_policy.deploy.config import ActionConfig, LateConfig, SafetyConfig
+from mode_policy.deploy.controller import Controller
+from mode_policy.deploy.guard import ObservationGuard
+from mode_policy.deploy.inference import Inference
+from mode_policy.deploy.interventions import Intervention
+from mode_policy.deploy.monitor.page import PAGE, SCRIPT, STYLE
+from mode_policy.deploy.monitor.server import MonitorServer
+from mode_policy.deploy.monitor.state import Watched
+from mode_policy.deploy.policy_service import LocalEndpoint
+from mode_policy.deploy.safety import SafetyFilter
+from mode_policy.deploy.strategies import RealTimeChunking
+from mode_policy.deploy.telemetry import Telemetry
+from mode_policy.errors import ConfigError
+from mode_policy.types import STATE
+from tests.deploy import point_env
+from tests.deploy.browser import Browser
+from tests.deploy.conftest import CHUNK, EXECUTE, wait_for
+
+
+@pytest.fixture
+def telemetry():
+    made = Telemetry.create(
+        rate=50.0, actions=["x", "y"], states=["a"], chunk=4, cameras={"top": (2, 3, 3)}, title="a title"
+    )
+    yield made
+    made.finish()
+
+
+def record(telemetry, tick, interventions=0, episode=0, late=0.001):
+    telemetry.record(
+        (
+            *(episode, tick, tick, tick + late, tick + 0.002, tick),
+            *(tick // 4, tick % 4, 2, 0.028, 0.01, interventions, 0, 0),
+            *([0.5, np.nan], [0.5, 0.25], [1.0]),
+        )
+    )
+
+
+def ask(server, path, method="GET", headers=None):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request(method, path, headers=headers or {})
+    answer = connection.getresponse()
+    return answer.status, answer.read(), dict(answer.getheaders())
+
+
+def test_the_state_holds_what_happened(telemetry):
+    watched = Watched(telemetry.path)
+    for tick in range(8):
+        record(telemetry, tick, Intervention.LATE | Intervention.JERK if tick == 5 else 0)
+    telemetry.record_chunk(4, 4, 6, 2, np.ones((4, 2)))
+    state = watched.state(0, 0)
+    assert [t["tick"] for t in state["ticks"]] == list(range(8))
+    assert state["ticks"][5]["interventions"] == ["jerk", "late"]
+    assert state["ticks"][0]["proposal"] == [0.5, None], "JSON has no NaN"
+    assert state["ticks"][0]["late"] == 1.0
+    assert state["interventions"] == {"jerk": 1, "late": 1}
+    assert state["chunks"] == [{"start": 4, "fixed": 2, "actions": [[1.0, 1.0]] * 4}]
+    assert state["latencies"]["counts"][state["latencies"]["bounds"].index(30)] == 1
+    assert json.loads(json.dumps(state)) == state
+    again = watched.state(state["after"], state["chunks_after"])
+    assert again["ticks"] == []
+    assert again["interventions"] == {"jerk": 1, "late": 1}, "counted once"
+
+
+def test_it_says_what_becomes_of_the_loop(telemetry, monkeypatch):
+    watched = Watched(telemetry.path)
+    record(telemetry, 0)
+    assert watched.state(0, 0)["status"] == "silent", "its heartbeat is that of long ago"
+    telemetry.request_stop()
+    assert watched.state(0, 0)["status"] == "stopping"
+    telemetry.finish()
+    assert watched.state(0, 0)["status"] == "finished"
+    monkeypatch.setattr("mode_policy.deploy.monitor.state.is_alive", lambda pid: False)
+    telemetry.control["finished"] = 0
+    assert watched.state(0, 0)["status"] == "died"
+
+
+def test_it_waits_for_a_loop_and_follows_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("mode_policy.deploy.runtime.folder", lambda: tmp_path)
+    watched = Watched()
+    assert watched.state(0, 0) == {"status": "waiting"}
+    for title in ("first", "second"):
+        telemetry = Telemetry.create(rate=1.0, actions=["x", "y"], states=["a"], title=title)
+        record(telemetry, 0)
+        assert watched.state(0, 0)["title"] == title
+        telemetry.finish()
+
+
+def test_the_locks(telemetry):
+    with MonitorServer(Watched(telemetry.path), 0) as server:
+        assert ask(server, "/stop", "POST")[0] == 403, "a form on a foreign page can send this much"
+        assert not telemetry.stop_requested
+        assert ask(server, "/state", headers={"Host": "evil.example:80"})[0] == 403, "rebound names"
+        assert ask(server, "/nothing")[0] == 404
+        assert ask(server, "/state?since=x&chunks=%00")[0] == 200
+        assert ask(server, "/camera/none")[0] == 404
+        assert ask(server, "/camera/top")[0] == 404, "no picture yet"
+        telemetry.show("top", np.arange(18, dtype=np.uint8).reshape(2, 3, 3))
+        status, body, headers = ask(server, "/camera/top")
+        assert (status, headers["X-Shape"], body) == (200, "2x3x3", bytes(range(18)))
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert ask(server, "/stop", "POST", {"X-Mode-Monitor": "stop"})[0] == 200
+        assert telemetry.stop_requested
+        with pytest.raises(ConfigError, match="cannot listen at port"):
+            MonitorServer(Watched(telemetry.path), server.port)
+
+
+def test_nothing_comes_from_elsewhere():
+    for text in (PAGE, STYLE, SCRIPT):
+        assert "http://" not in text
+        assert "https://" not in text
+    assert "innerHTML" not in SCRIPT, "names of tasks and cameras are text, not markup"
+
+
+def test_the_page_in_a_browser(service, tmp_path):
+    """A real loop drives a simulated robot with a camera; the page shows it, and its button stops it."""
+    spec = RealtimeSpec(env_id=point_env.ID, measured=(0, 1), rate=20.0, options={"pixels": True})
+    telemetry = Telemetry.create(
+        rate=20.0,
+        actions=["x", "y"],
+        states=["x", "y", "angle"],
+        chunk=CHUNK,
+        cameras={"top": (24, 32, 3)},
+        title="point, <b>rtc</b>",
+    )
+    config = SafetyConfig(low=-0.5, stale_after=20.0)
+    outcome = []
+    with (
+        RealtimeRobot(spec) as robot,
+        Inference(LocalEndpoint(service)) as inference,
+        MonitorServer(Watched(telemetry.path), 0) as server,
+    ):
+        inference.wait_until_ready(60)
+        robot.reset(0)
+        controller = Controller(
+            robot,
+            inference,
+            RealTimeChunking(execute=EXECUTE),
+            SafetyFilter(
+                ActionConfig(measured=(0, 1)),
+                config,
+                LateConfig(),
+                dim=2,
+                rate=20.0,
+                low=[-3, -1],
+                high=[3, 1],
+            ),
+            ObservationGuard({STATE: (3,)}, config),
+            rate=20.0,
+            prompt="go left",
+            telemetry=telemetry,
+        )
+        loop = threading.Thread(target=lambda: outcome.append(controller.run(20 * 300)))
+        loop.start()
+        browser = Browser(tmp_path / "profile", server.address)
+        try:
+            browser.until("document.getElementById('status').textContent === 'running'")
+            assert browser.run("document.getElementById('title').textContent") == "point, <b>rtc</b>"
+            browser.until("ticks.length > 20 && chunks.length > 0")
+            assert browser.run("document.querySelectorAll('#actions canvas').length") == 2
+            drawn = (
+                "[...document.querySelector('{}').getContext('2d')"
+                ".getImageData(0, 0, {}, {}).data].some(v => v)"
+            )
+            assert browser.run(drawn.format("#actions canvas", 1200, 110))
+            browser.until(drawn.format("#latency", 420, 160))
+            assert browser.run(drawn.format("#late", 420, 160))
+            bright = (
+                "[...document.querySelector('canvas[data-camera=top]').getContext('2d')"
+                ".getImageData(0, 0, 32, 24).data].filter((v, i) => i % 4 < 3 && v === 255).length"
+            )
+            assert browser.until(bright) == 3, "the white pixel where the point is"
+            browser.until("document.getElementById('interventions').textContent.includes('bounds')")
+            browser.screenshot(tmp_path / "page.png")
+            assert loop.is_alive()
+            browser.click("#stop")
+            wait_for(lambda: outcome)
+            telemetry.finish()
+            browser.until("document.getElementById('status').textContent === 'finished'")
+        finally:
+            telemetry.request_stop()
+            browser.close()
+            loop.join(60)
+            telemetry.finish()
+    assert outcome[0].outcome == "emergency stop"
