@@ -31,8 +31,8 @@ from typing import Any
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import numpy as np  # noqa: E402
-from _record import write_record  # noqa: E402
 
+from mode_policy.apps.bench.record import write_record  # noqa: E402
 from mode_policy.apps.cli import compose, to_plain  # noqa: E402
 from mode_policy.apps.control import ControlConfig  # noqa: E402
 from mode_policy.config import build  # noqa: E402

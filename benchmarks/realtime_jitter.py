@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import numpy as np  # noqa: E402
-from _record import write_record  # noqa: E402
 
+from mode_policy.apps.bench.record import write_record  # noqa: E402
 from mode_policy.apps.evaluate import find_checkpoint  # noqa: E402
 from mode_policy.deploy.config import ActionConfig, LateConfig, LoopConfig, SafetyConfig  # noqa: E402
 from mode_policy.deploy.controller import Controller, Summary  # noqa: E402
