@@ -8,9 +8,9 @@ Every episode runs as `mode-control` runs it: the simulator in a process with a 
 on a server in another, answers injected with a delay counted from the request. ``--lanes`` robots are
 driven at once. The numbers come from the logs of the runs:
 
-- jump: mean size of the change of command from one tick to the next, where the next one comes from another
-chunk than
-  the last (seam) and where it does not (inside), and their ratio;
+- jump: mean size of the change of command from one tick to the next, where the two come from different
+  chunks, or one of them from none because the robot was held (seam), and where they come from the same
+  (inside), and their ratio;
 - jerk: mean size of the third difference of the commanded position.
 
 Sizes are norms over the moving dimensions, each in per mille of the demonstrations' range. Writes a table,
@@ -108,11 +108,10 @@ def motion(
         if len(command) < 5:
             continue
         position = np.cumsum(command, 0) if config.action.kind == "delta" else command
-        neighbours = (np.diff(tick) == 1) & (chunk[1:] >= 0) & (chunk[:-1] >= 0)
+        neighbours, other = np.diff(tick) == 1, chunk[1:] != chunk[:-1]  # held ticks have the chunk -1
         size = np.linalg.norm(np.diff(command, axis=0), axis=1)
-        other = chunk[1:] != chunk[:-1]
         found["seam"] += size[neighbours & other].tolist()
-        found["inside"] += size[neighbours & ~other].tolist()
+        found["inside"] += size[neighbours & ~other & (chunk[1:] >= 0)].tolist()
         found["jerk"] += np.linalg.norm(np.diff(position, 3, axis=0), axis=1).tolist()
     return found
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mode_kernels import launch
-from mode_kernels.device import arrived_last, inverse_rms, prefetch_l2, sum_parts
+from mode_kernels.device import arrived_last, inverse_rms, prefetch_l2, product_type, sum_parts
 from mode_kernels.launch import check_operands, kernel_op, require, wrap_triton
 from mode_kernels.tile_table import Tile, lookup
 
@@ -87,7 +87,7 @@ def _attention_kernel(
         prefetch_l2(weight_ptr, tl.minimum(n, D - 1), part * HEADS * P, D, HEADS * P)
         tl.extra.cuda.gdc_wait()
 
-    dot_type = weight_ptr.dtype.element_ty if scale_ptr is None else x_ptr.dtype.element_ty
+    dot_type: tl.constexpr = product_type(x_ptr.dtype.element_ty, weight_ptr.dtype.element_ty)
     acc = tl.zeros([BLOCK_S, BLOCK_N], dtype=tl.float32)
     for head in range(part * HEADS, (part + 1) * HEADS):
         in_weight = (p < P)[:, None] & in_n[None, :]

@@ -31,6 +31,14 @@ def prefetch_l2(weight_ptr, row_N, first, width: tl.constexpr, COLUMNS: tl.const
     )
 
 
+@triton.constexpr_function
+def product_type(activation, weight):
+    """Type in which a kernel takes its products: see `mode_kernels.launch.product_dtype`."""
+    if weight.primitive_bitwidth > 8:
+        return weight
+    return activation if activation.primitive_bitwidth == 16 else tl.bfloat16
+
+
 @triton.jit
 def inverse_rms(square_M, width, eps):
     """``1 / max(‖x‖ / √width, eps)`` from the sums of squares: a clamp, no eps inside the root."""

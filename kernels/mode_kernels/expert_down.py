@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mode_kernels import launch
 from mode_kernels.device import arrived_last, prefetch_l2, sum_parts
-from mode_kernels.launch import check_operands, kernel_op, require, wrap_triton
+from mode_kernels.launch import QUANTISED, check_operands, kernel_op, require, wrap_triton
 from mode_kernels.tile_table import Tile, lookup
 
 
@@ -121,7 +121,7 @@ def expert_down(
     ``x · inverse · gain``, with the inverse root mean squares that `expert_up` returned.
 
     Args:
-        hidden: ``(…, K, H)``, contiguous.
+        hidden: ``(…, K, H)``, contiguous; float32, bfloat16 or float16.
         x: residual stream ``(…, D)`` of R rows; float32, bfloat16 or float16.
         weight_NDH: second projections, in the type of hidden, or int8 or float8_e4m3fn with scales.
         expert_TK: int32 or int64 experts of each row of the table.
@@ -146,6 +146,10 @@ def expert_down(
     require(
         x.shape[-1] == D and hidden.shape == (*x.shape[:-1], K, H),
         f"expert_down: hidden {tuple(hidden.shape)}, x {tuple(x.shape)}, weight {tuple(weight_NDH.shape)}",
+    )
+    require(
+        weight_NDH.dtype in (*QUANTISED, hidden.dtype),
+        f"expert_down: hidden units of {hidden.dtype}, weights of {weight_NDH.dtype}",
     )
     require(R % G == 0, f"expert_down: {R} rows cannot form {G} groups")
     t = lookup("expert_down", x.device, weight_NDH.dtype, R // G) if tile is None else Tile(*tile)

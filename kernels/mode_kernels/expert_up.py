@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mode_kernels import launch
 from mode_kernels.device import inverse_rms, prefetch_l2
-from mode_kernels.launch import QUANTISED, check_operands, kernel_op, require, wrap_triton
+from mode_kernels.launch import check_operands, kernel_op, require, wrap_triton
 from mode_kernels.tile_table import Tile, lookup
 
 
@@ -128,8 +128,8 @@ def expert_up(
         tile: a `Tile`; by default that of the tile table.
 
     Returns:
-        Hidden units ``(…, K, H)`` in the type of the weights (of x where they are quantised), and the inverse
-        root mean squares ``(R,)``, which `expert_down` needs for a residual that carries the normed stream.
+        Hidden units ``(…, K, H)`` of `launch.product_dtype`, and the inverse root mean squares ``(R,)``,
+        which `expert_down` needs for a residual that carries the normed stream.
 
     Raises:
         ValueError: for shapes, types or layouts that do not fit.
@@ -151,8 +151,7 @@ def expert_up(
     )
     require(R % G == 0, f"expert_up: {R} rows cannot form {G} groups")
     t = lookup("expert_up", x.device, weight_NED.dtype, R // G) if tile is None else Tile(*tile)
-    dtype = x.dtype if weight_NED.dtype in QUANTISED else weight_NED.dtype
-    hidden = x.new_empty(*x.shape[:-1], K, H, dtype=dtype)
+    hidden = x.new_empty(*x.shape[:-1], K, H, dtype=launch.product_dtype(x.dtype, weight_NED.dtype))
     inverse = x.new_empty(R, dtype=torch.float32)
     kernel = wrap_triton(_expert_up_kernel)
     kernel[(G * triton.cdiv(R // G, t.block_m), triton.cdiv(H, t.block_n), K)](

@@ -54,6 +54,17 @@ def dot_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+def product_dtype(activation: torch.dtype, weight: torch.dtype) -> torch.dtype:
+    """Type in which products are taken; sums are always float32.
+
+    That of the weights. Beside quantised ones that of the activations, or bfloat16 if these are float32: a
+    float32 residual stream goes well with small weights, float32 products would waste their speed.
+    """
+    if weight not in QUANTISED:
+        return weight
+    return torch.bfloat16 if activation is torch.float32 else activation
+
+
 def unsupported(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the kernels cannot run, in words for a person, or None if they can.
 

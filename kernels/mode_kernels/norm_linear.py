@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mode_kernels import launch
-from mode_kernels.device import inverse_rms, prefetch_l2
+from mode_kernels.device import inverse_rms, prefetch_l2, product_type
 from mode_kernels.launch import check_operands, kernel_op, require, wrap_triton
 from mode_kernels.tile_table import Tile, lookup
 
@@ -52,7 +52,7 @@ def _norm_linear_kernel(
         tl.extra.cuda.gdc_wait()
     table_row = tl.load(row_ptr + r // group_rows, mask=in_r, other=0)
 
-    dot_type = weight_ptr.dtype.element_ty if scale_ptr is None else x_ptr.dtype.element_ty
+    dot_type: tl.constexpr = product_type(x_ptr.dtype.element_ty, weight_ptr.dtype.element_ty)
     square = tl.zeros([BLOCK_M], dtype=tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for start in range(0, D, BLOCK_K):
@@ -97,8 +97,8 @@ def norm_linear(
 
     Args:
         x: tokens ``(…, D)``, contiguous, of R rows; float32, bfloat16 or float16.
-        weight_ED: of the same types, or int8 or float8_e4m3fn with scales. Products are taken in its type (in
-            that of x where it is quantised) and summed in float32.
+        weight_ED: of the same types, or int8 or float8_e4m3fn with scales. `launch.product_dtype` tells the
+            type of the products.
         bias_TE: float32 biases, one row for each denoising step (or whatever else ``row_G`` counts).
         row_G: int32 row of the tables for each of G groups of R / G consecutive tokens.
         gain_D: float32 gain of the norm; None if it was multiplied into the weight.

@@ -11,7 +11,7 @@ from mode_kernels.attention import attention
 from mode_kernels.expert_down import expert_down
 from mode_kernels.expert_up import expert_up
 from mode_kernels.grouped import grouped_experts, grouped_experts_backward
-from mode_kernels.launch import QUANTISED
+from mode_kernels.launch import QUANTISED, product_dtype
 from mode_kernels.norm_linear import norm_linear
 from mode_kernels.step_tail import step_tail
 
@@ -61,7 +61,7 @@ def inference(
         ),
         expert_down: (
             (
-                empty(batch, S, K, H, dtype=act if weight in QUANTISED else weight),
+                empty(batch, S, K, H, dtype=product_dtype(act, weight)),
                 x,
                 empty(N, D, H, dtype=weight),
                 table(STEPS, K),

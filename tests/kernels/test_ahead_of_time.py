@@ -48,10 +48,11 @@ def assert_fits(compiled: Compiled, capability: int, about: str) -> None:
 
 
 def check_inference(
-    monkeypatch, folder: Path, capability: int, weight, batch: int, only: str = "", table: str = ""
+    monkeypatch, folder: Path, capability: int, weight, batch: int, only="", table="", activation=None
 ) -> None:
     with FakeTensorMode():
-        recorded = launches(monkeypatch, table or f"sm_{capability}", inference(batch, weight))
+        cases = inference(batch, weight, activation)
+        recorded = launches(monkeypatch, table or f"sm_{capability}", cases)
     for entry in recorded:
         if only in entry.kernel.__name__:
             for pdl in (False, True) if capability >= 90 else (False,):
@@ -107,6 +108,15 @@ def test_inference_everywhere(capability, weight, batch, monkeypatch, folder):
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_training_everywhere(capability, dtype, monkeypatch, folder):
     check_training(monkeypatch, folder, capability, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [torch.bfloat16, torch.int8], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_a_float32_stream(capability, weight, monkeypatch, folder):
+    """Small weights beside a residual stream in full precision."""
+    for batch in BATCHES:
+        check_inference(monkeypatch, folder, capability, weight, batch, activation=torch.float32)
 
 
 @pytest.mark.slow

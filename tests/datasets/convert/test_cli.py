@@ -39,10 +39,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_one_command_and_a_report(
-    libero: tuple[Path, dict[str, list[Arrays]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    libero: tuple[Path, dict[str, list[Arrays]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import h5py
 
+    monkeypatch.setattr("sys.argv", ["mode-data", "convert"])
     with h5py.File(libero[0] / f"{min(LIBERO_TASKS)}_demo.hdf5", "a") as file:
         del file["data/demo_1/actions"]
     shown = said(capsys, "convert", libero[0], tmp_path / "out.zarr", "--workers", 0)

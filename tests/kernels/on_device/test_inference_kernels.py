@@ -293,3 +293,28 @@ def test_a_broken_weight_is_noticed(device):
         (case[weight][expert, 0] if "expert_TK" in case else case[weight][0])[0] += 0.5
         with pytest.raises(AssertionError, match="relative error"):
             assert_near(kernel(case), expected, torch.float32)
+
+
+def test_what_does_not_fit_is_refused_by_name(device):
+    draw = Draw(device, torch.float32)
+    linear, attend = linear_case(LINEAR["odd width"], draw), attention_case(ATTENTION["one token"], draw)
+    up, down = up_case(EXPERTS["usual"], draw), down_case(EXPERTS["usual"], draw)
+    tail = tail_case(1, 10, 7, 3, 64, True, draw)
+    zeros, none = counter(down["x"]), draw.rows()
+    half = down["hidden"].to(torch.bfloat16)
+    refused = [
+        (norm_linear, linear | {"row_G": draw.rows(0, 0)}, "7 rows cannot form 2 groups"),
+        (norm_linear, linear | {"weight_ED": draw.normal(17, 32)}, r"weight \(17, 32\)"),
+        (norm_linear, linear | {"x": linear["x"].double()}, "activations of torch.float64"),
+        (norm_linear, linear | {"x": draw.normal(1, 33, 7).transpose(1, 2)}, "not contiguous"),
+        (attention, attend | {"counter": none}, r"0 counters, \d needed"),
+        (attention, attend | {"counter": zeros, "num_heads": 3}, "3 heads"),
+        (attention, attend | {"counter": zeros, "last": 2}, "last 2"),
+        (expert_up, up | {"bias_NE": draw.table(4, 3)}, r"bias \(4, 3\)"),
+        (expert_down, down | {"counter": none}, r"0 counters, \d needed"),
+        (expert_down, down | {"counter": zeros, "hidden": half}, "hidden units of torch.bfloat16"),
+        (step_tail, tail | {"coefficient_T5": draw.table(3, 4)}, r"coefficients \(3, 4\)"),
+    ]
+    for kernel, case, words in refused:
+        with pytest.raises(ValueError, match=words):
+            kernel(**case)
