@@ -46,6 +46,7 @@ def test_in_interpreter_slow(file):
     assert " passed" in result.stdout
 
 
+@pytest.mark.slow
 def test_without_the_interpreter_and_a_gpu_nothing_is_collected():
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
         "CUDA_VISIBLE_DEVICES": ""
