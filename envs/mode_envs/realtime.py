@@ -165,9 +165,9 @@ class RealtimeRobot:
 
     def close(self) -> None:
         """End the simulator."""
-        with contextlib.suppress(OSError):
-            self._connection.close()
-        self._process.terminate()
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)  # closing alone would not wake the thread that reads
+        self._connection.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import sys
 import time
@@ -30,6 +30,9 @@ class Simulator:
 
     def __init__(self, connection: Connection, spec: RealtimeSpec, stop_socket: socket.socket) -> None:
         self.connection, self.spec, self.stop_socket = connection, spec, stop_socket
+        self._sources = selectors.DefaultSelector()
+        for source in (connection, stop_socket):
+            self._sources.register(source, selectors.EVENT_READ)
         limit: dict[str, Any] = {} if spec.max_steps is None else {"max_episode_steps": spec.max_steps}
         self.env: gymnasium.Env[Any, Any] = gymnasium.make(spec.env_id, **limit, **spec.options)
         rate = spec.rate or self.env.metadata.get("render_fps")
@@ -99,8 +102,7 @@ class Simulator:
         """Take messages until a time, or until one arrives if there is none."""
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            sources: list[Any] = [self.connection, self.stop_socket]
-            ready, _, _ = select.select(sources, [], [], left)
+            ready = [key.fileobj for key, _ in self._sources.select(left)]
             if self.stop_socket in ready:
                 stranger, _ = self.stop_socket.accept()
                 with stranger, contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import pkgutil
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -113,8 +113,10 @@ def watch(pipe: int, seconds: float, loop: int, stop: Callable[[], None]) -> Non
         stop: brings the robot to its safe state.
     """
     begun = False
+    selector = selectors.DefaultSelector()  # `select` knows no descriptor above 1023
+    selector.register(pipe, selectors.EVENT_READ)
     while True:
-        ready, _, _ = select.select([pipe], [], [], seconds if begun else None)
+        ready = selector.select(seconds if begun else None)
         data = os.read(pipe, 65536) if ready else b""
         if data.endswith(FAREWELL):
             return

@@ -67,8 +67,11 @@ def served(tmp_path: Path) -> Iterator[str]:
 
 def in_memory(path: Path) -> str:
     """Copy a store into fsspec's memory."""
-    fsspec.filesystem("memory").put(str(path), "/bucket/demo.zarr", recursive=True)
-    return "memory://bucket/demo.zarr"
+    memory, address = fsspec.filesystem("memory"), "/bucket/demo.zarr"
+    if memory.exists(address):  # one for the whole process
+        memory.rm(address, recursive=True)
+    memory.put(str(path), address, recursive=True)
+    return f"memory:/{address}"
 
 
 @pytest.mark.parametrize("kind", ["http", "memory", "s3"])

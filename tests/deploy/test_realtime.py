@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,13 +111,26 @@ def test_a_robot_that_died():
 
 
 def test_it_ends_with_its_owner():
-    robot = make()
-    pid, process = robot.pid, robot._process
-    robot._connection.close()
-    assert process.wait(60) == 0
-    robot.close()
-    with pytest.raises(ProcessLookupError):
+    owner = "import time; from tests.deploy.test_realtime import make; print(make().pid, flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
         os.kill(pid, 0)
+        process.kill()
+    wait_for(lambda: not running(pid))
+
+
+def running(pid):
+    """Whether a process, not necessarily a child of this one, is alive."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_it_ends_when_it_is_closed():
+    robot = make()
+    robot.close()
+    assert robot._process.returncode == 0, "it went by itself"
 
 
 def test_what_cannot_be_simulated(capfd):
