@@ -1,25 +1,50 @@
-"""Batches made ahead of time by worker processes, in the order that the sampler gives to the steps."""
+"""Batches made ahead of time by worker processes, in the order that the sampler gives to the steps.
+
+Workers write batches into slots of memory that they share with the process that trains, which reads them
+there: nothing is copied, and memory is allocated once. A slot is used again when the last tensor of its
+batch is gone.
+"""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import multiprocessing
-from collections.abc import Iterator
-from typing import Literal, Protocol
+import os
+import signal
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mode_policy.errors import ConfigError
+from mode_datasets.shared import SharedArray
+from mode_datasets.windows import tensors_of
+from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import Batch
+
+#: Slots beyond those that workers fill: for the batches that the caller holds. Further ones are copied.
+HELD = 2
+
+#: Seconds after which a worker looks whether the process that started it is still there.
+WATCH_SECONDS = 5.0
+
+#: Seconds that a worker has to finish a batch when it is told to end.
+END_SECONDS = 5.0
+
+#: Bytes that each tensor of a slot begins at a multiple of.
+_ALIGNMENT = 64
 
 
 class Sampler(Protocol):
     """Says which windows a step sees."""
 
     def indices(self, step: int) -> np.ndarray:
-        """Return windows, int64 ``(batch,)``."""
+        """Return windows, int64 ``(batch,)``; the same number of them at each step."""
         ...
 
 
@@ -28,9 +53,15 @@ class WindowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray) -> Batch:
-        """Return the windows at ``indices``."""
+    def batch(self, indices: np.ndarray, out: Batch | None = None) -> Batch:
+        """Return the windows at ``indices``, in ``out`` if it is given."""
         ...
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: Any  # of the context's own class
+    pipe: connection.Connection
 
 
 class BatchLoader:
@@ -66,49 +97,166 @@ class BatchLoader:
         self.prefetch = prefetch
         self.start = start
         self.pin_memory = pin_memory
-        self._next = -1
-        self._batches: Iterator[Batch] = iter(())
+        self._pool: tuple[_Worker, ...] = ()
+        self._end: weakref.finalize[Any, Any] | None = None
+        self._waiting: deque[tuple[int, int]] = deque()  # steps that workers are at, and their slots
+        self._free: deque[int] = deque()  # slots
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step; asking for steps in their order is fast.
 
         Raises:
-            DataError: if a file of the demonstrations is damaged.
+            DataError: if a file of the demonstrations is damaged, or a worker dies.
         """
-        if self.workers == 0:
-            return self.windows.batch(self.sampler.indices(step))
-        if step != self._next:
-            self._batches = self._from(step)
-        self._next = step + 1
-        return next(self._batches)
+        try:
+            batch = self._next(step) if self.workers else self.windows.batch(self.sampler.indices(step))
+        except BaseException:
+            self.close()
+            raise
+        return batch.pin_memory() if self.pin_memory else batch
 
     def close(self) -> None:
-        """End the workers."""
-        self._next = -1
-        self._batches = iter(())
+        """End the workers; batches that were delivered stay as they are."""
+        if self._end is not None:
+            self._end()
+        self._pool, self._end = (), None
 
-    def _from(self, step: int) -> Iterator[Batch]:
-        loader: DataLoader[Batch] = DataLoader(
-            _Steps(self.windows, self.sampler),
-            batch_size=None,
-            sampler=itertools.count(step),
-            num_workers=self.workers,
-            prefetch_factor=self.prefetch,
-            multiprocessing_context=multiprocessing.get_context(self.start),
-            pin_memory=self.pin_memory,
-        )
-        return iter(loader)
+    def _next(self, step: int) -> Batch:
+        if not self._pool:
+            first = self.windows.batch(self.sampler.indices(step))
+            self._begin(first)
+            self._order(step + 1)
+            return first
+        while self._waiting and self._waiting[0][0] != step:  # made for other steps
+            self._free.append(self._receive())
+        self._order(self._waiting[-1][0] + 1 if self._waiting else step)
+        slot = self._receive()
+        held = len(self._memory.array) - len(self._waiting) - len(self._free)
+        batch = carve(self._lease(slot), self._layout)
+        return batch if held <= HELD else batch.map(Tensor.clone)
+
+    def _begin(self, like: Batch) -> None:
+        """Make the slots, for batches like this one, and start the workers."""
+        context = multiprocessing.get_context(self.start)
+        self._layout = like.map(lambda x: torch.empty_like(x, device="meta"))
+        slots = self.workers * self.prefetch + HELD
+        self._memory = SharedArray((slots, sum(_aligned(x.nbytes) for x in tensors_of(like))))
+        self._waiting, self._free = deque(), deque(range(slots))
+        pool: list[_Worker] = []
+        self._end = weakref.finalize(self, _end, pool, os.getpid())
+        for _ in range(self.workers):
+            ours, theirs = context.Pipe()
+            work = (self.windows, self.sampler, self._layout, self._memory, theirs, os.getpid())
+            process: Any = context.Process(target=_work, args=work, daemon=True)  # type: ignore[attr-defined]
+            process.start()
+            theirs.close()
+            pool.append(_Worker(process, ours))
+        self._pool = tuple(pool)
+
+    def _order(self, step: int) -> None:
+        """Let workers make the batches from a step on, in turn, while there are slots for them."""
+        while self._free and len(self._waiting) < self.workers * self.prefetch:
+            slot = self._free.popleft()
+            self._waiting.append((step, slot))
+            with contextlib.suppress(BrokenPipeError):  # told when its batch is due
+                self._pool[step % self.workers].pipe.send((step, slot))
+            step += 1
+
+    def _receive(self) -> int:
+        """Wait for the first of the batches that are being made; return its slot."""
+        step, slot = self._waiting.popleft()
+        worker = self._pool[step % self.workers]
+        connection.wait([worker.pipe, worker.process.sentinel])
+        try:
+            failure = worker.pipe.recv() if worker.pipe.poll() else EOFError()
+        except (EOFError, ConnectionResetError) as error:
+            failure = error
+        if isinstance(failure, EOFError | ConnectionResetError):
+            worker.process.join(END_SECONDS)
+            raise DataError(
+                f"a process that loads data died (exit code {worker.process.exitcode}), perhaps for lack of "
+                "memory; try fewer with dataset.workers"
+            )
+        if failure is not None:
+            raise failure
+        return slot
+
+    def _lease(self, slot: int) -> Tensor:
+        """Return a slot's memory; it is free again when no tensor refers to it."""
+        row = self._memory.array[slot]
+        # An object of its own, which the tensors keep.
+        lease: np.ndarray = np.ndarray(row.shape, row.dtype, buffer=row)
+        weakref.finalize(lease, self._free.append, slot).atexit = False
+        return torch.from_numpy(lease)
 
 
-class _Steps(Dataset[Batch]):
-    """The batches of all steps, as torch's loader wants them."""
+def carve(memory: Tensor, layout: Batch) -> Batch:
+    """Return a batch whose tensors lie one after another in ``memory``, uint8 ``(bytes,)``.
 
-    def __init__(self, windows: WindowSource, sampler: Sampler) -> None:
-        self.windows = windows
-        self.sampler = sampler
+    Args:
+        memory: Where.
+        layout: A batch of the same shapes and types.
+    """
+    start = 0
 
-    def __getitem__(self, step: int) -> Batch:
-        batch = self.windows.batch(self.sampler.indices(step))
-        # Shared here rather than by the thread that hands batches over: it may be copying when the worker
-        # ends, and then takes the process down.
-        return batch if get_worker_info() is None else batch.map(Tensor.share_memory_)
+    def tensor(like: Tensor) -> Tensor:
+        nonlocal start
+        part = memory[start : start + like.nbytes].view(like.dtype).view(like.shape)
+        start += _aligned(like.nbytes)
+        return part
+
+    return layout.map(tensor)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _work(
+    windows: WindowSource,
+    sampler: Sampler,
+    layout: Batch,
+    memory: SharedArray,
+    pipe: connection.Connection,
+    parent: int,
+) -> None:
+    """Make the batches that are asked for, until told to end or left alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that trains
+    torch.set_num_threads(1)
+    slots = [carve(torch.from_numpy(row), layout) for row in memory.array]
+    with contextlib.suppress(EOFError, ConnectionError):
+        while os.getppid() == parent:
+            if not pipe.poll(WATCH_SECONDS):
+                continue
+            if (order := pipe.recv()) is None:
+                return
+            step, slot = order
+            try:
+                windows.batch(sampler.indices(step), slots[slot])
+            except Exception as error:  # all are raised again where the batch is asked for
+                pipe.send(_portable(error))
+            else:
+                pipe.send(None)
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        multiprocessing.reduction.ForkingPickler.dumps(error)
+    except Exception:
+        return DataError(f"a process that loads data failed ({type(error).__name__}: {error})")
+    return error
+
+
+def _end(pool: Sequence[_Worker], owner: int) -> None:
+    if os.getpid() != owner:  # a forked copy of the loader
+        return
+    for worker in pool:
+        with contextlib.suppress(OSError):
+            worker.pipe.send(None)
+    for worker in pool:
+        worker.process.join(END_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()
+        worker.process.close()

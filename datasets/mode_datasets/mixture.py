@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mode_datasets.windows import Windows, empty_frames
+from mode_datasets.windows import Windows, tensors_of
 from mode_policy.errors import DataError
 from mode_policy.normalization import NormalizationMode, Normalizer
-from mode_policy.types import ACTION, Batch, InstructionTable, Observation
+from mode_policy.types import ACTION, Batch, InstructionTable
 
 
 @dataclass(frozen=True)
@@ -79,31 +79,22 @@ class Mixture:
         """Weight of each part, for a `WeightedSampler`."""
         return [part.weight for part in self.parts]
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, out: Batch | None = None) -> Batch:
         """Return the windows at ``indices``, int ``(B,)`` in ``[0, len(self))``, in the target's layout.
+
+        Args:
+            indices: Which.
+            out: A batch of these shapes to fill; a new one by default.
 
         Raises:
             DataError: if an image's chunk file cannot be decoded.
         """
         number = np.searchsorted(self.offsets, indices, side="right") - 1
-        present = np.unique(number)
-        batches = [self._part(i, indices[number == i] - self.offsets[i]) for i in present]
-        back = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(number == i) for i in present])))
-
-        def merge(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.cat(list(tensors)).index_select(0, back)
-
-        observations = [b.observation for b in batches]
-        instructions = [o.instruction for o in observations if o.instruction is not None]
-        return Batch(
-            observation=Observation(
-                states={k: merge([o.states[k] for o in observations]) for k in self.target.state_keys},
-                images={k: merge([o.images[k] for o in observations]) for k in self.target.image_keys},
-                instruction=merge(instructions) if instructions else None,
-            ),
-            actions=merge([b.actions for b in batches]),
-            action_is_pad=merge([b.action_is_pad for b in batches]),
-        )
+        out = out if out is not None else self.target.empty(len(indices))
+        for i in np.unique(number):
+            rows = np.flatnonzero(number == i)
+            _put(self._part(int(i), indices[rows] - self.offsets[i]), out, torch.from_numpy(rows))
+        return out
 
     def _part(self, number: int, indices: np.ndarray) -> Batch:
         """A part's windows in the target's layout."""
@@ -178,6 +169,12 @@ def _match(part: Windows, target: Windows, key: str, mode: NormalizationMode) ->
     return factor, offset
 
 
+def _put(part: Batch, into: Batch, rows: Tensor) -> None:
+    """Put the windows of a part into rows of a batch."""
+    tensors = iter(tensors_of(part))
+    into.map(lambda x: x.index_copy_(0, rows, next(tensors)))
+
+
 def _affine(x: Tensor, change: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if change is None else x * change[0] + change[1]
 
@@ -185,7 +182,7 @@ def _affine(x: Tensor, change: tuple[Tensor, Tensor] | None) -> Tensor:
 def _fit(frames: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Bring frames ``(B, H, height, width, 3)`` to another size; black ones stand for an absent camera."""
     if frames is None:
-        return empty_frames(shape).zero_()
+        return torch.zeros(shape, dtype=torch.uint8)
     if tuple(frames.shape) == shape:
         return frames
     channels_first = frames.flatten(0, 1).permute(0, 3, 1, 2).float()

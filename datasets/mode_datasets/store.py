@@ -128,9 +128,10 @@ class DemonstrationStore:
             out[:] = out[:, ::-1, ::-1].copy()
         return out
 
-    def all_frames(self, key: str) -> np.ndarray:
+    def all_frames(self, key: str, out: np.ndarray | None = None) -> np.ndarray:
         """Read all images of a feature into memory, uint8 ``(T, H, W, 3)``; raises as `frames` does."""
-        images = np.empty((self.num_steps, *self._feature(key).shape), dtype=np.uint8)
+        shape = (self.num_steps, *self._feature(key).shape)
+        images = np.empty(shape, np.uint8) if out is None else out
         for start in range(0, self.num_steps, _BLOCK):
             steps = np.arange(start, min(start + _BLOCK, self.num_steps))
             self.frames(key, steps, images[steps[0] : steps[-1] + 1])

@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from mode_datasets import schema
+from mode_datasets.shared import SharedArray
 from mode_datasets.store import DemonstrationStore
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.types import ACTION, Batch, Observation
@@ -91,7 +90,7 @@ class Windows:
         vectors = store.vectors()
         self._actions = torch.from_numpy(vectors[ACTION])
         self._states = {key: torch.from_numpy(vectors[key]) for key in self.state_keys}
-        self._images = {key: store.all_frames(key) for key in self.image_keys} if cache_images else {}
+        self._images = {key: _cached(store, key) for key in self.image_keys} if cache_images else {}
         self._embeddings = None
         if store.instruction_table is not None:
             self._embeddings = store.instruction_table.embed([task.instruction for task in store.tasks])
@@ -118,10 +117,14 @@ class Windows:
         """Return the episode of each window, and its step in that episode; both int64 ``(B,)``."""
         return self._episode[indices], (self._step - self._first)[indices]
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: np.ndarray, out: Batch | None = None) -> Batch:
         """Return the windows at ``indices``, int ``(B,)`` in ``[0, len(self))``.
 
         States are ``(B, H, D)``, images ``(B, H, height, width, 3)``, actions ``(B, C, A)``.
+
+        Args:
+            indices: Which.
+            out: A batch of these shapes to fill; a new one by default.
 
         Raises:
             DataError: if an image's chunk file cannot be decoded.
@@ -130,42 +133,64 @@ class Windows:
         last_B1 = self._last[indices][:, None]
         past_BH = np.maximum(step_B1 + self._history, self._first[indices][:, None])
         future_BC = step_B1 + self._future
+        out = out if out is not None else self.empty(len(indices))
+        for key, x in self._states.items():
+            _gather(x, past_BH, out.observation.states[key])
+        for key in self.image_keys:
+            frames = out.observation.images[key]
+            if key in self._images:
+                _gather(torch.from_numpy(self._images[key].array), past_BH, frames)
+            else:
+                self.store.frames(key, past_BH.ravel(), frames.flatten(0, 1).numpy())
+        if self._embeddings is not None:
+            assert out.observation.instruction is not None
+            _gather(self._embeddings, self._task[indices], out.observation.instruction)
+        _gather(self._actions, np.minimum(future_BC, last_B1), out.actions)
+        np.greater(future_BC, last_B1, out=out.action_is_pad.numpy())
+        return out
+
+    def empty(self, size: int) -> Batch:
+        """Return a batch that is to be filled."""
+        history = (size, self.spec.history)
+        features = self.store.features
         return Batch(
             observation=Observation(
-                states={key: _gather(x, past_BH) for key, x in self._states.items()},
-                images={key: self._frames(key, past_BH) for key in self.image_keys},
+                states={key: torch.empty(*history, x.shape[1]) for key, x in self._states.items()},
+                images={
+                    key: torch.empty(*history, *features[key].shape, dtype=torch.uint8)
+                    for key in self.image_keys
+                },
                 instruction=None
                 if self._embeddings is None
-                else _gather(self._embeddings, self._task[indices]),
+                else torch.empty(size, self._embeddings.shape[1], dtype=self._embeddings.dtype),
             ),
-            actions=_gather(self._actions, np.minimum(future_BC, last_B1)),
-            action_is_pad=torch.from_numpy(future_BC > last_B1),
+            actions=torch.empty(size, self.spec.chunk, self._actions.shape[1]),
+            action_is_pad=torch.empty(size, self.spec.chunk, dtype=torch.bool),
         )
 
-    def _frames(self, key: str, steps_BH: np.ndarray) -> Tensor:
-        cached = self._images.get(key)
-        if cached is not None:
-            return torch.from_numpy(cached[steps_BH])
-        frames = empty_frames((steps_BH.size, *self.store.features[key].shape))
-        self.store.frames(key, steps_BH.ravel(), frames.numpy())
-        return frames.unflatten(0, steps_BH.shape)
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Return the tensors of a batch, in the order of `Batch.map`."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    batch.map(keep)
+    return found
 
 
-def empty_frames(shape: tuple[int, ...]) -> Tensor:
-    """Return memory for images, which a loader's worker shares with the process that trains.
-
-    Allocated shared at once, they are not copied when they are handed over. Not a NumPy array: those of this
-    size cost several times their reading, in page faults.
-    """
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+def _cached(store: DemonstrationStore, key: str) -> SharedArray:
+    """Return all images of a camera, in memory that loader processes share."""
+    images = SharedArray((store.num_steps, *store.features[key].shape))
+    store.all_frames(key, images.array)
+    return images
 
 
-def _gather(x: Tensor, rows: np.ndarray) -> Tensor:
-    """Return ``x[rows]``; `Tensor.index_select` is several times faster than indexing."""
-    return x.index_select(0, torch.from_numpy(rows.reshape(-1))).unflatten(0, rows.shape)
+def _gather(x: Tensor, rows: np.ndarray, out: Tensor) -> None:
+    """Put ``x[rows]`` into ``out``; `torch.index_select` is several times faster than indexing."""
+    torch.index_select(x, 0, torch.from_numpy(rows.reshape(-1)), out=out.flatten(0, rows.ndim - 1))
 
 
 def _choose_episodes(store: DemonstrationStore, episodes: np.ndarray | None) -> np.ndarray:

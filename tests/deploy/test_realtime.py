@@ -111,7 +111,10 @@ def test_a_robot_that_died():
 
 
 def test_it_ends_with_its_owner():
-    owner = "import time; from tests.deploy.test_realtime import make; print(make().pid, flush=True); time.sleep(600)"
+    owner = """import time
+from tests.deploy.test_realtime import make
+print(make().pid, flush=True)
+time.sleep(600)"""
     with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True) as process:
         pid = int(process.stdout.readline())
         os.kill(pid, 0)
