@@ -59,6 +59,7 @@ def save_checkpoint(
     raw_weights: Mapping[str, Tensor],
     *,
     about: Mapping[str, Any],
+    ema_weights: Mapping[str, Tensor] | None = None,
     optimizer: Mapping[str, Tensor] | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
@@ -69,6 +70,7 @@ def save_checkpoint(
         policy: carries the averaged weights.
         raw_weights: state dict of the policy as the optimizer left it.
         about: free JSON about its origin (task, dataset, step, command).
+        ema_weights: state dict of the averaged weights, where the policy holds but a share of them.
         optimizer: tensors of the training state.
         progress: JSON of the training state.
 
@@ -78,7 +80,7 @@ def save_checkpoint(
     """
     with atomic_folder(path) as folder:
         files = [WEIGHTS["ema"], WEIGHTS["raw"]]
-        _save(policy.state_dict(), folder / WEIGHTS["ema"])
+        _save(policy.state_dict() if ema_weights is None else ema_weights, folder / WEIGHTS["ema"])
         _save(raw_weights, folder / WEIGHTS["raw"])
         table = policy.instructions
         if table is not None:

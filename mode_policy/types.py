@@ -184,6 +184,11 @@ class Batch:
         """Return a copy whose tensors are on ``device``."""
         return self.map(lambda x: x.to(device, non_blocking=True))
 
+    def split(self, parts: int) -> list[Batch]:
+        """Return ``parts`` batches of equally many rows, in their order; B must be a multiple."""
+        rows = len(self.actions) // parts
+        return [self.map(lambda x, i=i: x[i * rows : (i + 1) * rows]) for i in range(parts)]  # type: ignore[misc]
+
     def pin_memory(self) -> Batch:
         """Return a copy in memory that a GPU reads from directly."""
         return self.map(Tensor.pin_memory)

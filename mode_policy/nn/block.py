@@ -5,10 +5,12 @@ Legend: B batch, S sequence, D width.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mode_policy.nn.attention import CausalSelfAttention
 from mode_policy.nn.experts import ExpertBank
@@ -31,6 +33,10 @@ class MoDEBlock(nn.Module):
     checkpoints need; the paper (section 4) writes the noise as added to the tokens themselves and
     has an ordinary residual around the experts. Where ``shared`` is given, that expert is always on with
     weight 1.
+
+    Attributes:
+        recompute: in training, keep no activations of attention and experts but compute them again in the
+            backward pass (arXiv 1604.06174). The routing, which may be drawn, is kept.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class MoDEBlock(nn.Module):
         self.router = router
         self.experts = experts
         self.shared = shared
+        self.recompute = False
 
     def forward(
         self,
@@ -62,18 +69,28 @@ class MoDEBlock(nn.Module):
 
         ``last`` limits the result to that many last tokens: after the final block nobody reads the others.
         """
-        c_B1D = condition_BD[:, None]
+        u_BSD = self._run(self._attend, x_BSD, condition_BD[:, None], last)
+        v_BSD = self.expert_norm(u_BSD)
+        routing = self.router(condition_BD, v_BSD, generator)
+        mixed_BSD = self._run(self._mix, v_BSD, routing)
+        return (v_BSD if self.residual == "normed" else u_BSD) + mixed_BSD, routing
+
+    def _attend(self, x_BSD: Tensor, c_B1D: Tensor, last: int | None) -> Tensor:
         if self.residual == "paper":
             attended_BSD = self.attention(self.attention_norm(x_BSD + c_B1D), last)
         else:
             attended_BSD = self.attention(self.attention_norm(x_BSD) + c_B1D, last)
-        u_BSD = attended_BSD + (x_BSD if last is None else x_BSD[:, -last:])
-        v_BSD = self.expert_norm(u_BSD)
-        routing = self.router(condition_BD, v_BSD, generator)
+        return attended_BSD + (x_BSD if last is None else x_BSD[:, -last:])
+
+    def _mix(self, v_BSD: Tensor, routing: Routing) -> Tensor:
         mixed_BSD = self.experts(v_BSD, routing)
-        if self.shared is not None:
-            mixed_BSD = mixed_BSD + self.shared(v_BSD, _always(routing))
-        return (v_BSD if self.residual == "normed" else u_BSD) + mixed_BSD, routing
+        return mixed_BSD if self.shared is None else mixed_BSD + self.shared(v_BSD, _always(routing))
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(part, *inputs, use_reentrant=False)
+            return recomputed
+        return part(*inputs)
 
 
 def _always(routing: Routing) -> Routing:

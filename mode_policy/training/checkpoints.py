@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from mode_policy.checkpoint import load_policy, load_strictly, load_training_state, save_checkpoint
+from mode_policy.checkpoint import load_policy, load_training_state, save_checkpoint
 from mode_policy.config import to_dict
 from mode_policy.errors import CheckpointError
 from mode_policy.files import link_atomically
 from mode_policy.normalization import statistics_to_json
 from mode_policy.policy import MoDEPolicy
 from mode_policy.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from mode_policy.training.sharding import load_whole, whole
 
 
 @dataclass
@@ -41,6 +42,7 @@ class TrainingState:
         best: lowest validation loss of a checkpoint, and its step.
         validation_loss: of the newest validation.
         validated_step: step of that validation; -1 before the first.
+        processes: that trained together when this was saved.
     """
 
     step: int = 0
@@ -49,6 +51,7 @@ class TrainingState:
     best: tuple[float, int] | None = None
     validation_loss: float | None = None
     validated_step: int = -1
+    processes: int = 1
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingState:
@@ -92,19 +95,27 @@ class Checkpoints:
         """Link to the checkpoint of the lowest validation loss, if there was a validation."""
         return self.folder / "best"
 
-    def save(self, state: TrainingState, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint, point ``last`` (and ``best``) at it, and drop those nothing points at."""
+    def save(self, state: TrainingState, about: Mapping[str, Any], writes: bool = True) -> None:
+        """Write a checkpoint, point ``last`` (and ``best``) at it, and drop those nothing points at.
+
+        Of several processes, one ``writes``; all must call, for each may hold a share of the tensors.
+        """
         path = self.folder / f"step_{state.step:07d}"
         # Only a validation of these very weights says whether they are the best.
         if state.validation_loss is not None and state.validated_step == state.step:
             state.best = min(state.best or (math.inf, 0), (state.validation_loss, state.step))
+        ema, raw = (whole(p.state_dict(), keep=writes) for p in (self.ema, self.policy))
+        optimizer = whole(optimizer_tensors(self.optimizer, self.policy), keep=writes)
+        if not writes:
+            return
         if not path.exists():
             save_checkpoint(
                 path,
                 self.ema,
-                self.policy.state_dict(),
+                raw,
+                ema_weights=ema,
                 about={**about, "step": state.step, "validation_loss": state.validation_loss},
-                optimizer=optimizer_tensors(self.optimizer, self.policy),
+                optimizer=optimizer,
                 progress=asdict(state) | self.fixed,
             )
         link_atomically(self.last, path)
@@ -130,8 +141,8 @@ class Checkpoints:
                     f"{checkpoint} was trained with {name}={progress[name]}, this run has {own}; an exact "
                     f"resume needs the same {name}"
                 )
-        load_strictly(self.ema, saved.state_dict(), str(checkpoint))
-        load_strictly(self.policy, load_policy(checkpoint, weights="raw").state_dict(), str(checkpoint))
+        load_whole(self.ema, saved.state_dict())
+        load_whole(self.policy, load_policy(checkpoint, weights="raw").state_dict())
         load_optimizer_tensors(self.optimizer, self.policy, tensors)
         return TrainingState.from_json(progress)
 

@@ -19,6 +19,8 @@ class TrainerConfig:
         steps: optimizer steps, or None.
         minutes: wall-clock minutes of training (validation and checkpoints included), or None.
         batch_size: windows in a step, over all processes.
+        accumulate: parts in which each process goes through its share of a step, for batches that do not
+            fit in memory. A step stays the same but that experts are balanced over each part.
         learning_rate: peak of the three-stage schedule.
         weight_decay: on matrices; norms, biases and positions have none.
         betas: of AdamW.
@@ -30,6 +32,12 @@ class TrainerConfig:
         freeze_routers: do not train the routers (finetuning as in the paper).
         precision: ``bf16`` autocasts; ``auto`` is bf16 on a GPU that has it, else float32.
         device: ``auto``, ``cpu`` or ``cuda``.
+        devices: processes (on GPUs, one each) that this machine trains with; without a launcher, the program
+            starts them itself.
+        sharding: ``none`` keeps the whole state in each process (DDP), ``full`` a share of weights, averages,
+            gradients and optimizer (FSDP2), for policies that do not fit.
+        activation_checkpointing: compute activations again in the backward pass: less memory, about a third
+            more time.
         compile: compile the denoiser with `torch.compile`; several processes then draw noise each on their
             own, and not what one would.
         log_every: steps between records of metrics.
@@ -46,6 +54,7 @@ class TrainerConfig:
     steps: Annotated[int | None, Field(ge=1)] = None
     minutes: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int, Field(ge=1)] = 512
+    accumulate: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
@@ -57,6 +66,9 @@ class TrainerConfig:
     freeze_routers: bool = False
     precision: Literal["auto", "float32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Annotated[int | None, Field(ge=1)] = None
+    sharding: Literal["none", "full"] = "none"
+    activation_checkpointing: bool = False
     compile: bool = False
     log_every: Annotated[int, Field(ge=1)] = 50
     validate_every: Annotated[int, Field(ge=1)] = 500

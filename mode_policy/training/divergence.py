@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
-from torch import nn
 
 from mode_policy.errors import TrainingDivergedError
 from mode_policy.files import replacing
 from mode_policy.types import Batch
 
 
-def find_divergence(losses: Sequence[float], limit: float, policy: nn.Module) -> tuple[int, str] | None:
-    """Look for a loss that is not finite or above ``limit``, and for weights that are not finite.
+def find_divergence(losses: Sequence[float], limit: float, finite: bool) -> tuple[int, str] | None:
+    """Look for a loss that is not finite or above ``limit``; ``finite`` says whether the weights are.
 
     Returns:
         The index of the bad loss (of the last one for bad weights) and what is wrong; None if nothing is.
@@ -23,7 +21,7 @@ def find_divergence(losses: Sequence[float], limit: float, policy: nn.Module) ->
     for index, loss in enumerate(losses):
         if not loss <= limit:  # true of NaN, too
             return index, f"the loss became {loss:.4g}"
-    if not torch.stack([p.isfinite().all() for p in policy.parameters()]).all():
+    if not finite:
         return len(losses) - 1, "the weights became non-finite"
     return None
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mode_policy.errors import CheckpointError
+from mode_policy.training.sharding import share_of
 
 
 def parameter_groups(policy: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -48,7 +49,10 @@ def load_optimizer_tensors(
             f"the checkpoint trained other parameters ({len(other)} differ, first {other[0]!r}); an exact "
             "resume needs the same trainer.freeze_routers"
         )
-    state = {i: saved[name] for i, name in enumerate(names)} if saved else {}
+    parameters = dict(policy.named_parameters())
+    state = {}
+    for i, name in enumerate(names if saved else []):
+        state[i] = {key: share_of(tensor, parameters[name]) for key, tensor in saved[name].items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -36,6 +36,7 @@ class Processes:
         rank: number of this process, from 0.
         count: how many there are.
         share: windows of a step that this process sees.
+        parts: in which it goes through them.
 
     Raises:
         ConfigError: if there is no such device, or the processes cannot share a batch evenly.
@@ -45,9 +46,10 @@ class Processes:
         self.accelerator = _accelerator(config)
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
-        self.share = even_share(config.batch_size, self.count)
+        self.parts = config.accumulate
+        self.share = even_share(config.batch_size, self.count, self.parts)
         # A compiled graph takes no generator: there each process draws on its own.
-        self._draw_for_all = self.count > 1 and not config.compile
+        self._draw_for_all = not config.compile
         # Agreements go over the hosts, so that they never wait for a GPU.
         self._hosts = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.count > 1 else None
 
@@ -85,6 +87,26 @@ class Processes:
         if self.main:
             self.wait()
 
+    def any(self, flag: bool) -> bool:
+        """Return whether it is so in any process."""
+        return self.agree(0.0, flag)[1]
+
+    def check_same(self, what: str, value: str) -> None:
+        """Hold every process's ``value`` to the main one's.
+
+        Raises:
+            ConfigError: in all of them, naming those that differ.
+        """
+        if self.count == 1:
+            return
+        values: list[str] = [""] * self.count
+        dist.all_gather_object(values, value, group=self._hosts)
+        if other := [rank for rank, theirs in enumerate(values) if theirs != values[0]]:
+            raise ConfigError(
+                f"process {other[0]} has another {what} than process 0: {values[other[0]]}, not {values[0]}; "
+                "all of them need the same data and settings"
+            )
+
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.count > 1:
@@ -96,38 +118,39 @@ class Processes:
             dist.destroy_process_group()
 
     @contextmanager
-    def draws(self, seed: int, step: int) -> Iterator[torch.Generator | None]:
-        """Prepare a step's randomness, a pure function of seed, step and place in the global batch.
+    def draws(self, seed: int, step: int, part: int = 0) -> Iterator[torch.Generator | None]:
+        """Prepare the randomness of a step's part, a pure function of seed, step and place in the batch.
 
         Yields the generator for whatever is drawn in the forward pass, or None for the global one.
         """
-        if self.count == 1:
+        place, places = self.rank * self.parts + part, self.count * self.parts
+        if places == 1:
             torch.manual_seed(step_seed(seed, step))
             yield None
             return
-        torch.manual_seed(step_seed(seed, step, stream=1 + self.rank))
+        torch.manual_seed(step_seed(seed, step, stream=1 + place))
         if not self._draw_for_all:
             yield None
             return
         generator = torch.Generator(self.accelerator.device).manual_seed(step_seed(seed, step))
-        with RowsOfAll(generator, self.rank, self.count):
+        with RowsOfAll(generator, place, places):
             yield generator
 
 
 class RowsOfAll(TorchFunctionMode):
-    """Within this context, what is drawn with ``generator`` is drawn for the rows of all processes.
+    """Within this context, what is drawn with ``generator`` is drawn for the rows of all places of the batch.
 
-    The processes hold equal generators; each draws ``count`` times the rows that it was asked for and takes
-    its own. Together they then draw what one process draws for the whole batch.
+    A place is a process's part of its share. All hold equal generators; each draws ``count`` times the rows
+    that it was asked for and takes its own. Together they then draw what one draws for the whole batch.
     """
 
     _NEW: tuple[Callable[..., Tensor], ...] = (torch.rand, torch.randn, torch.randint)
     _FILL: tuple[Callable[..., Tensor], ...] = (Tensor.normal_, Tensor.uniform_, Tensor.exponential_)
 
-    def __init__(self, generator: torch.Generator, rank: int, count: int) -> None:
+    def __init__(self, generator: torch.Generator, place: int, count: int) -> None:
         super().__init__()
         self.generator = generator
-        self.rank = rank
+        self.place = place
         self.count = count
 
     def __torch_function__(
@@ -151,22 +174,23 @@ class RowsOfAll(TorchFunctionMode):
         raise NotImplementedError(f"{function} does not draw row by row; add it to RowsOfAll if it does")
 
     def _own(self, whole: Tensor, rows: int) -> Tensor:
-        return whole[self.rank * rows : (self.rank + 1) * rows]
+        return whole[self.place * rows : (self.place + 1) * rows]
 
 
-def even_share(batch_size: int, count: int) -> int:
-    """Return how many windows of the global batch each of ``count`` processes sees.
+def even_share(batch_size: int, count: int, parts: int = 1) -> int:
+    """Return how many windows of the global batch each of ``count`` processes sees, in ``parts``.
 
     Raises:
         ConfigError: unless they can share it evenly.
     """
-    share, left = divmod(batch_size, count)
+    size, left = divmod(batch_size, count * parts)
     if left:
+        split = f"{count} processes" + (f" in trainer.accumulate={parts} parts" if parts > 1 else "")
         raise ConfigError(
-            f"{count} processes cannot share trainer.batch_size={batch_size} windows evenly; make it a "
-            f"multiple of their number, e.g. {count * max(share, 1)}"
+            f"{split} cannot share trainer.batch_size={batch_size} windows evenly; make it a multiple of "
+            f"{count * parts}, e.g. {count * parts * max(size, 1)}"
         )
-    return share
+    return size * parts
 
 
 def step_seed(seed: int, step: int, stream: int = 0) -> int:

@@ -10,6 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +23,12 @@ from mode_policy.training.checkpoints import Checkpoints, TrainingState
 from mode_policy.training.config import TrainerConfig
 from mode_policy.training.divergence import describe_divergence, find_divergence, save_batch
 from mode_policy.training.interrupt import DeferredInterrupt
-from mode_policy.training.loss import StepLoss, of_all_processes
+from mode_policy.training.loss import StepLoss, action_weights, mean_of, of_all_processes
 from mode_policy.training.metrics import MetricsLog, read_metrics
 from mode_policy.training.optimizer import parameter_groups
 from mode_policy.training.processes import Processes
 from mode_policy.training.schedule import ema_decay, tri_stage
+from mode_policy.training.sharding import local, shard
 from mode_policy.types import Batch
 
 
@@ -100,7 +102,13 @@ class Trainer:
         if config.freeze_routers:
             for block in self.policy.denoiser.blocks:
                 block.router.requires_grad_(False)
+        for block in self.policy.denoiser.blocks:
+            block.recompute = config.activation_checkpointing
         self.ema = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        sharded = config.sharding == "full" and self.processes.count > 1
+        if sharded:
+            for policy in (self.policy, self.ema):
+                shard(policy, self.processes.count)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy, config.weight_decay),
             lr=config.learning_rate,
@@ -110,7 +118,8 @@ class Trainer:
         if config.compile:
             for network in self.policy.networks:
                 network.compile(fullgraph=True)
-        self.model, self.optimizer = self.accelerator.prepare(self.policy, self.optimizer)
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.model = self.policy if sharded else self.accelerator.prepare(self.policy)
         fixed = {"seed": config.seed, "batch_size": config.batch_size}
         self.checkpoints = Checkpoints(folder, self.policy, self.ema, self.optimizer, fixed)
         self.state = TrainingState()
@@ -205,37 +214,44 @@ class Trainer:
     def _train_step(self, lr: float) -> StepLoss:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self.processes.draws(self.config.seed, self.step) as generator:
-            batch = self.batch(self.step).to(self.device)
-            with self.accelerator.autocast():
-                loss: PolicyLoss = self.model(batch, generator=generator)
-        total, kept = of_all_processes(loss, batch.action_is_pad, self.policy.config.loss, self.processes)
-        self.accelerator.backward(total)
+        parts = self.batch(self.step).split(self.processes.parts)
+        weights = action_weights([part.action_is_pad.to(self.device) for part in parts], self.processes)
+        kept = [self._gradient(*part) for part in zip(range(len(parts)), parts, weights, strict=True)]
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.step += 1
         self._average()
+        return mean_of(kept)
+
+    def _gradient(self, number: int, part: Batch, weight: torch.Tensor | float) -> StepLoss:
+        """Add a part's share to the gradient; processes exchange theirs once, with the last part."""
+        last = number == self.processes.parts - 1
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            draws = self.processes.draws(self.config.seed, self.step, number)
+            with draws as generator, self.accelerator.autocast():
+                loss: PolicyLoss = self.model(part.to(self.device), generator=generator)
+            total, kept = of_all_processes(loss, weight, self.policy.config.loss, self.processes)
+            self.accelerator.backward(total / self.processes.parts)
         return kept
 
     @torch.no_grad()
     def _average(self) -> None:
         decay = ema_decay(self.step, power=self.config.ema_power, maximum=self.config.ema_max)
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.policy.parameters()), 1 - decay)
+        torch._foreach_lerp_(local(self.ema.parameters()), local(self.policy.parameters()), 1 - decay)
         # Buffers, such as an image encoder's running statistics, are averages already.
         for mean, own in zip(self.ema.buffers(), self.policy.buffers(), strict=True):
             mean.copy_(own)
 
     def _record(self, losses: Sequence[StepLoss]) -> dict[str, float]:
-        shares_LN = torch.stack([x.shares_LN for x in losses]).mean(0)
+        mean = mean_of(losses)
         experts = self.policy.config.denoiser.experts
         active = experts.active - experts.shared
-        balance = self.processes.sum(torch.stack([x.load_balance for x in losses]).mean())
         return {
-            "loss": torch.stack([x.denoising for x in losses]).mean().item(),
-            "load_balance": (balance / self.processes.count).item(),
-            "expert_share_min": (shares_LN.min() / active).item(),
-            "expert_share_max": (shares_LN.max() / active).item(),
+            "loss": mean.denoising.item(),
+            "load_balance": (self.processes.sum(mean.load_balance) / self.processes.count).item(),
+            "expert_share_min": (mean.shares_LN.min() / active).item(),
+            "expert_share_max": (mean.shares_LN.max() / active).item(),
         }
 
     def _stop_if_diverged(self, recent: Sequence[StepLoss]) -> None:
@@ -243,7 +259,8 @@ class Trainer:
         if self.state.first_loss is None and losses:
             self.state.first_loss = losses[0]
         limit = self.config.divergence * max(self.state.first_loss or 0.0, 1.0)
-        found = find_divergence(losses, limit, self.policy)
+        finite = torch.stack([p.isfinite().all() for p in local(self.policy.parameters())]).all()
+        found = find_divergence(losses, limit, not self.processes.any(not finite))
         if found is None:
             return
         index, what = found
@@ -262,25 +279,30 @@ class Trainer:
         that two validations differ by the weights alone. Processes take the batches in turns.
         """
         generator = torch.Generator().manual_seed(self.config.seed)
-        total, count = 0.0, 0
-        for number, batch in enumerate(self.validation):
+        draws = []
+        for batch in self.validation:
             n = len(batch.actions)
             u = (torch.randperm(n, generator=generator) + 0.5) / n
-            noise = torch.randn(batch.actions.shape, generator=generator)
-            if number % self.processes.count != self.processes.rank:
-                continue
+            draws.append((u, torch.randn(batch.actions.shape, generator=generator)))
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for first in range(0, len(draws), self.processes.count):
+            number = first + self.processes.rank
+            # Sharded weights are gathered by all: who has no batch left goes along, and counts nothing.
+            counts = number < len(draws)
+            batch, (u, noise) = (x[number if counts else -1] for x in (self.validation, draws))
             sigma = sigma_of_uniform(u, self.policy.config.density, self.policy.config.sigma_data)
             with self.accelerator.autocast():
                 loss = self.ema(
                     batch.to(self.device), sigma=sigma.to(self.device), noise=noise.to(self.device)
                 )
-            total, count = total + n * float(loss.denoising), count + n
-        sums = self.processes.sum(torch.tensor([total, count], dtype=torch.float64, device=self.device))
+            n = len(batch.actions) * counts
+            sums += torch.stack([n * loss.denoising.double(), sums.new_tensor(n)])
+        sums = self.processes.sum(sums)
         self.state.validation_loss, self.state.validated_step = (sums[0] / sums[1]).item(), self.step
         return self.state.validation_loss
 
     def save(self) -> None:
         """Write a checkpoint; see `Checkpoints.save`."""
-        if self.processes.main:
-            self.checkpoints.save(self.state, self.about)
+        self.state.processes = self.processes.count
+        self.checkpoints.save(self.state, self.about, writes=self.processes.main)
         self.processes.wait()

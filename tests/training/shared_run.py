@@ -1,5 +1,8 @@
 """A short training run of the toy policy, by as many processes as were launched; see test_processes."""
 
+import contextlib
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +23,14 @@ def padded(step: int) -> Batch:
     return replace(batch, action_is_pad=torch.arange(4) >= lengths[:, None])
 
 
-def make(folder: Path, **changes) -> Trainer:
+def make(folder: Path, balance: float = 0.01, **changes) -> Trainer:
     """The run's trainer, in whichever process this is."""
     settings = config(**{"steps": 8} | changes)
     processes = Processes(settings)
     own = slice(processes.rank * processes.share, (processes.rank + 1) * processes.share)
     validation = [toy.batch(10**6 + i, size=6 + i) for i in range(3)]
     return Trainer(
-        toy.policy(),
+        toy.policy(loss={"load_balance": balance}),
         settings,
         lambda step: padded(step).map(lambda x: x[own]),
         validation,
@@ -36,12 +39,29 @@ def make(folder: Path, **changes) -> Trainer:
     )
 
 
+def setting(text: str) -> tuple[str, int | str]:
+    """Read ``name=value``."""
+    name, value = text.split("=")
+    return name, int(value) if value.isdigit() else value
+
+
 def main(folder: str, *changes: str) -> None:
-    """Train; continue if the folder holds a checkpoint."""
-    trainer = make(Path(folder), **{k: int(v) for k, v in (c.split("=") for c in changes)})
+    """Train; continue if the folder holds a checkpoint, and be stopped by a signal after ``until=`` steps."""
+    settings = dict(map(setting, changes))
+    until = settings.pop("until", None)
+    trainer = make(Path(folder), **settings)
+    batch = trainer.batch
+
+    def stopping(step: int) -> Batch:
+        if until is not None and step == until - 1 and trainer.processes.main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(step)
+
+    trainer.batch = stopping
     if trainer.checkpoints.last.exists():
         trainer.resume(trainer.checkpoints.last)
-    trainer.run()
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.run()
     trainer.processes.close()
 
 

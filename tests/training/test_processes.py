@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 from mode_policy.errors import ConfigError
 from mode_policy.training.metrics import read_metrics
 from mode_policy.training.processes import Processes, RowsOfAll, even_share
+from tests import toy
 from tests.conftest import ROOT
 from tests.training.runs import config
 from tests.training.shared_run import make
 
 
-def launch(folder, *changes):
-    """Start the run of `shared_run` in two processes."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+def launch(folder, *changes, count=2):
+    """Start the run of `shared_run` in several processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "tests.training.shared_run", str(folder), *changes],
         cwd=ROOT,
@@ -52,6 +53,87 @@ def test_two_processes_train_what_one_does(tmp_path):
     for a, b in zip(one, two, strict=True):
         for key in set(a) - {"seconds", "samples_per_second"}:
             assert a[key] == pytest.approx(b[key], rel=1e-5), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [("accumulate=2", "balance=0"), ("sharding=full", "activation_checkpointing=1")]
+)
+def test_parts_and_shares_make_no_difference(tmp_path, changes):
+    _, errors = (process := launch(tmp_path / "two", *changes)).communicate(timeout=300)
+    assert process.returncode == 0, errors
+    make(tmp_path / "one", balance=0 if "balance=0" in changes else 0.01).run()
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
+
+
+def test_a_batch_in_parts_gives_the_same_step(tmp_path):
+    make(tmp_path / "one", balance=0).run()
+    make(tmp_path / "parts", balance=0, accumulate=4).run()
+    assert difference(tmp_path / "one", tmp_path / "parts") < 1e-6
+
+
+def test_recomputed_activations_are_the_same_to_the_bit(tmp_path):
+    make(tmp_path / "kept").run()
+    make(tmp_path / "recomputed", activation_checkpointing=True).run()
+    assert difference(tmp_path / "kept", tmp_path / "recomputed") == 0
+
+
+def test_recomputing_keeps_less_memory():
+    """Counted by what autograd saves for the backward pass."""
+
+    def saved(recompute):
+        policy, sizes = toy.policy().train(), []
+        for block in policy.denoiser.blocks:
+            block.recompute = recompute
+
+        def keep(x):
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            policy(toy.batch(0))
+        return sum(sizes)
+
+    assert saved(True) < 0.6 * saved(False)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_exactly_with_other_processes(tmp_path):
+    """Four that share the weights, then two that hold them all, then one."""
+    for steps, count, changes in ((4, 4, ("sharding=full",)), (8, 2, ())):
+        process = launch(tmp_path / "many", f"until={steps}", "steps=12", *changes, count=count)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    trainer = make(tmp_path / "many", steps=12)
+    trainer.resume(trainer.checkpoints.last)
+    assert (trainer.step, trainer.state.processes) == (8, 2)
+    trainer.run()
+    make(tmp_path / "one", steps=12).run()
+    assert difference(tmp_path / "one", tmp_path / "many") < 1e-6
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_it_resumes_exactly(tmp_path):
+    process = launch(tmp_path / "two", "steps=60", "sharding=full")
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "two" / "checkpoints" / "last").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        workers = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        )
+        os.kill(int(workers.stdout.split()[1]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "Signal 9" in errors
+    finally:
+        process.kill()
+    _, errors = (process := launch(tmp_path / "two", "steps=60", "sharding=full")).communicate(timeout=300)
+    assert process.returncode == 0, errors
+    make(tmp_path / "one", steps=60).run()
+    assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
 
 
 def test_another_seed_is_told_apart(tmp_path):
