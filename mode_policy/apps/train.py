@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mode_datasets.mixture import Mixture
-from mode_policy.apps.cli import console, program, to_plain
+from mode_policy.apps.cli import console, program, quote_path, to_plain
 from mode_policy.apps.config import TrainConfig
 from mode_policy.apps.dataset import (
     check_conventions,
@@ -22,8 +24,10 @@ from mode_policy.apps.dataset import (
     get_mixture,
     get_store,
     known_instructions,
+    store_path,
 )
 from mode_policy.apps.evaluate import find_checkpoint
+from mode_policy.apps.launch import restarted, start_processes
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, check_fit, evaluate_policy
 from mode_policy.apps.training_data import TrainingData, training_data
@@ -32,6 +36,7 @@ from mode_policy.config import build
 from mode_policy.encoders.vision_weights import load_initial_weights
 from mode_policy.errors import CheckpointError, ConfigError
 from mode_policy.files import write_text
+from mode_policy.normalization import statistics_to_json
 from mode_policy.policy import MoDEPolicy
 from mode_policy.training.checkpoints import newest_checkpoint
 from mode_policy.training.finetune import start_from
@@ -48,7 +53,13 @@ def main(data: dict[str, Any]) -> None:
     config = build(TrainConfig, data)
     hydra = HydraConfig.get()
     chosen = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else config.run_dir
-    run(config, Path(config.resume or chosen).expanduser().absolute(), data)
+    folder = Path(config.resume or chosen).expanduser().absolute()
+    place = [] if config.resume else [quote_path(f"run_dir={folder}")]
+    ended = start_processes(config.trainer, [*hydra.overrides.task, *place])
+    if ended is None:
+        run(config, folder, data)
+    elif ended:
+        raise SystemExit(ended)
 
 
 def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
@@ -62,7 +73,8 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     processes = Processes(config.trainer)
     console.quiet = not processes.main
     folder = Path(processes.from_main(str(folder)))  # its name may hold the time, which passes
-    if not config.resume and newest_checkpoint(folder) is not None:
+    continues = bool(config.resume) or restarted()
+    if not continues and newest_checkpoint(folder) is not None:
         raise ConfigError(
             f"{folder} holds a run; continue it with resume={folder}, or choose another run_dir"
         )
@@ -76,6 +88,8 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     if config.evaluation.episodes:
         check_conventions(store, tasks)
     windows = training_data([store, *others], config, processes)
+    statistics = zlib.crc32(json.dumps(statistics_to_json(store.statistics)).encode())
+    processes.check_same("dataset", f"{len(windows.windows)} windows, statistics {statistics:08x}")
     own = windows.windows.target if isinstance(windows.windows, Mixture) else windows.windows
     features: Features = {k: store.features[k] for k in (*own.state_keys, *own.image_keys, ACTION)}
     torch.manual_seed(step_seed(config.trainer.seed, 0))
@@ -86,7 +100,7 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
         known_instructions([store, *others]) if config.policy.language else None,
         store.convention,
     )
-    if not config.resume or newest_checkpoint(folder) is None:
+    if not continues or newest_checkpoint(folder) is None:
         with processes.main_first():  # weights may have to be downloaded
             initialise(policy, config)
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
@@ -150,7 +164,7 @@ def train(
     parameters = sum(p.numel() for p in policy.parameters())
     about = {
         "task": asdict(config.task),
-        "dataset": config.dataset.path,
+        "dataset": store_path(config.dataset, config.task),
         "demonstration_seeds": demonstrated,
         "command": shlex.join(["uv", "run", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
@@ -172,19 +186,27 @@ def train(
             progress=show,
             processes=processes,
         )
-        if config.resume and (newest := newest_checkpoint(folder)) is not None:
+        if (config.resume or restarted()) and (newest := newest_checkpoint(folder)) is not None:
             trainer.resume(newest)
         if processes.main:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
         console.print(
             f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
-            "windows" + (f", continuing at step {trainer.step}" if trainer.step else "")
+            "windows" + _continuing(trainer)
         )
         try:
             return trainer.run()
         except KeyboardInterrupt:
             console.print(f"interrupted; continue with: uv run train.py resume={folder}")
             raise
+
+
+def _continuing(trainer: Trainer) -> str:
+    if not trainer.step:
+        return ""
+    now, before = trainer.processes.count, trainer.state.processes
+    changed = "" if now == before else f" with {now} processes (before: {before})"
+    return f", continuing at step {trainer.step}{changed}"
 
 
 def _resumed(data: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,11 @@ from safetensors.torch import load_file
 from mode_datasets import open_store
 from mode_policy.apps.cli import compose, to_plain
 from mode_policy.apps.config import TrainConfig
+from mode_policy.apps.launch import start_processes
 from mode_policy.apps.training_data import training_data
 from mode_policy.config import build
-from tests.apps.conftest import ROOT, TINY
+from mode_policy.errors import ConfigError
+from tests.apps.conftest import ROOT, TINY, program
 
 
 def test_processes_share_each_batch(reach_store):
@@ -54,3 +58,69 @@ def test_the_first_process_speaks_writes_and_evaluates(tmp_path, reach_store):
     for name in ("weights.safetensors", "weights_raw.safetensors"):
         a, b = (load_file(tmp_path / run / "checkpoints" / "last" / name) for run in ("one", "two"))
         assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-6
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced_and_the_run_goes_on(tmp_path, reach_store):
+    """``trainer.devices=2``, and a killed process: the end is that of an undisturbed run."""
+    settings = (
+        *TINY,
+        "trainer.steps=40",
+        "dataset.source=path",
+        f"dataset.path={reach_store}",
+        "evaluation.episodes=0",
+    )
+    run = subprocess.Popen(
+        [sys.executable, "train.py", *settings, "trainer.devices=2", f"run_dir={tmp_path}/two"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (tmp_path / "two/checkpoints/last").exists() or run.poll() is not None)
+    launcher = children(run.pid)[0]
+    os.kill(children(launcher)[1], signal.SIGKILL)
+    output, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, errors
+    assert re.search(r"continuing at step \d+$", output, re.MULTILINE), output
+    done = program("train", *settings, f"run_dir={tmp_path}/one")
+    assert done.returncode == 0, done.stderr
+    for name in ("weights.safetensors", "weights_raw.safetensors"):
+        a, b = (load_file(tmp_path / run / "checkpoints" / "last" / name) for run in ("one", "two"))
+        assert max((a[k] - b[k]).abs().max().item() for k in a) < 1e-5
+
+
+def children(pid):
+    """Processes that a process started, in their order."""
+    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.devices=3"], "3 processes cannot share trainer.batch_size=8 windows evenly.*e.g. 6"),
+        (["trainer.devices=2", "trainer.accumulate=3"], "2 processes in trainer.accumulate=3 parts"),
+    ],
+)
+def test_devices_that_do_not_fit(overrides, message):
+    config = build(TrainConfig, to_plain(compose("train", [*TINY, *overrides])))
+    with pytest.raises(ConfigError, match=message):
+        start_processes(config.trainer, [])
+
+
+def test_one_process_needs_no_launcher(monkeypatch):
+    one, two = (
+        build(TrainConfig, to_plain(compose("train", [*TINY, f"trainer.devices={n}"]))).trainer
+        for n in (1, 2)
+    )
+    assert start_processes(one, []) is None
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as torchrun, accelerate and SLURM's launcher set it
+    assert start_processes(two, []) is None
