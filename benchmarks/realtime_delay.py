@@ -1,222 +1,230 @@
-"""Success and smoothness in real time: strategies × inference delays, on simulated robots.
+"""Success and smoothness with slow inference: strategies × injected delays, on simulated robots.
 
-    uv run benchmarks/realtime_delay.py --checkpoint runs/… --robot pusht --episodes 20
-    uv run benchmarks/realtime_delay.py --checkpoint runs/… --robot pusht --rate 50
-    uv run benchmarks/realtime_delay.py --checkpoint runs/… --robot metaworld --tasks reach-v3,push-v3
+    uv run benchmarks/realtime_delay.py --robot pusht
+    uv run benchmarks/realtime_delay.py --robot pusht --rate 50
+    uv run benchmarks/realtime_delay.py --robot metaworld
+    uv run benchmarks/realtime_delay.py --robot pusht --rate 50 --clock real --delays 0,half,200
 
-Every episode runs as `mode-control` runs it: the simulator in a process with a clock of its own, the policy
-on a server in another, answers injected with a delay counted from the request. ``--lanes`` robots are
-driven at once. The numbers come from the logs of the runs:
+With the virtual clock, the default, time stands still while anything computes: every delay is exactly what it
+is said to be, the same seed gives the same numbers on any load, and all cores are used. With ``--clock real``
+every episode runs as `mode-control` runs it, the simulator and the policy's server in processes of their own,
+``--lanes`` robots at once: a check of the former.
 
-- jump: mean size of the change of command from one tick to the next, where the two come from different
-  chunks, or one of them from none because the robot was held (seam), and where they come from the same
-  (inside), and their ratio;
-- jerk: mean size of the third difference of the commanded position.
+An answer comes max(delay, the policy's own time) after its request. "half" is the delay with which a chunk is
+half used up when it comes. The numbers are those of the loop's telemetry:
 
-Sizes are norms over the moving dimensions, each in per mille of the demonstrations' range. Writes a table,
-a plot and, with ``--record``, a record to ``benchmarks/results/``.
+- jump: size of the change of command from one tick to the next, at seams (the two come from different chunks,
+  or the robot was held between) and inside chunks, and the ratio of their means;
+- jerk: mean size of the third difference of the commanded position;
+- held: share of ticks without an action of the policy, after the first chunk.
+
+Sizes are norms over the moving dimensions, each in per mille of the demonstrations' range. What is done is
+kept under ``runs/realtime_delay/``, episode by episode: a run that was interrupted goes on where it was, and
+more episodes can be added. ``--record`` writes a record to ``benchmarks/results/``, from which
+``benchmarks/realtime_report.py`` makes tables and plots.
 """
 
 import argparse
+import hashlib
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import numpy as np  # noqa: E402
+from _realtime import configuration, load, on_a_virtual_clock, on_the_system_clock, served  # noqa: E402
 
-from mode_policy.apps.bench.record import write_record  # noqa: E402
-from mode_policy.apps.cli import compose, to_plain  # noqa: E402
-from mode_policy.apps.control import ControlConfig  # noqa: E402
-from mode_policy.config import build  # noqa: E402
-from mode_policy.deploy.client import PolicyClient  # noqa: E402
+from mode_envs import suite  # noqa: E402
+from mode_envs.realtime import RealtimeRobot  # noqa: E402
+from mode_policy.apps.bench.record import RESULTS, write_record  # noqa: E402
+from mode_policy.apps.evaluate import find_checkpoint  # noqa: E402
+from mode_policy.apps.robots import simulation  # noqa: E402
+from mode_policy.deploy.policy_service import load_service  # noqa: E402
 from mode_policy.evaluation.intervals import wilson  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES = ("synchronous", "asynchronous", "ensembling", "rtc")
+#: What is driven: the training whose newest run is taken, its tasks, and episodes for each of them.
+DEFAULTS: dict[str, tuple[str, list[str], int]] = {
+    "pusht": ("pusht", ["pusht"], 50),
+    "metaworld": ("metaworld_mt10", [task.task.name for task in suite("metaworld_mt10")], 10),
+}
 
 
-@contextmanager
-def served(checkpoint: Path, folder: Path) -> Iterator[str]:
-    log = folder / "server.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "serve.py", f"checkpoint={checkpoint}", "port=0", "max_sessions=64"],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        while "serving" not in log.read_text():
-            if process.poll() is not None:
-                raise SystemExit(log.read_text())
-        address = log.read_text().split(" at ")[1].split(",")[0]
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def overrides(arguments: argparse.Namespace, task: str | None, address: str) -> list[str]:
-    chosen = [f"server={address}", f"robot={arguments.robot}", f"episodes={arguments.episodes}"]
-    chosen += [f"robot.task={task}"] if task else []
+def overrides(arguments: argparse.Namespace, task: str, strategy: str, delay: float) -> list[str]:
+    """Return the command line of `mode-control` for one cell."""
+    chosen = [f"robot={arguments.robot}", f"robot.task={task}"]
     chosen += [f"robot.rate={arguments.rate}"] if arguments.rate else []
-    return [*chosen, f"seed={arguments.seed}", *arguments.override]
+    chosen += [f"strategy.name={strategy}", f"delay_ms={delay}", f"seed={arguments.seed}"]
+    return [*chosen, *arguments.override]
 
 
-def drive(job: dict[str, Any]) -> dict[str, Any]:
-    """Run `mode-control` once; return what its log says, per episode."""
-    command = [*job["overrides"], f"strategy.name={job['strategy']}", f"delay_ms={job['delay']}"]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "mode_policy.apps.control", *command, f"log={folder}"],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr or done.stdout)
-        import pyarrow.parquet as pq
-
-        (path,) = Path(folder).glob("*.parquet")
-        table = pq.read_table(path)
-    columns = {
-        name: np.array(table[name].to_pylist(), float)
-        for name in ("episode", "tick", "chunk", "action", "delay", "skipped")
-    }
-    lines = [line for line in done.stdout.splitlines() if line.startswith("episode")]
-    return {**job, "columns": columns, "successes": [", success" in line for line in lines]}
+def digest(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "weights.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def motion(
-    columns: dict[str, np.ndarray], config: ControlConfig, scale: np.ndarray
-) -> dict[str, list[float]]:
-    """Return sizes of jumps at seams and inside chunks, and of the jerk."""
-    move = [i for i in range(columns["action"].shape[1]) if i not in config.action.gripper]
-    found: dict[str, list[float]] = {"seam": [], "inside": [], "jerk": []}
-    for episode in np.unique(columns["episode"]):
-        rows = columns["episode"] == episode
-        command = 1e3 * columns["action"][rows][:, move] / scale[move]
-        sent = np.isfinite(command).all(1)
-        command, chunk, tick = command[sent], columns["chunk"][rows][sent], columns["tick"][rows][sent]
-        if len(command) < 5:
-            continue
-        position = np.cumsum(command, 0) if config.action.kind == "delta" else command
-        neighbours, other = np.diff(tick) == 1, chunk[1:] != chunk[:-1]  # held ticks have the chunk -1
-        size = np.linalg.norm(np.diff(command, axis=0), axis=1)
-        found["seam"] += size[neighbours & other].tolist()
-        found["inside"] += size[neighbours & ~other & (chunk[1:] >= 0)].tolist()
-        found["jerk"] += np.linalg.norm(np.diff(position, 3, axis=0), axis=1).tolist()
-    return found
+def summarise(episodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a cell."""
 
+    def mean(what: str) -> float:
+        count = sum(e[f"{what} n"] for e in episodes)
+        return sum(e[f"{what} sum"] for e in episodes) / count if count else float("nan")
 
-def summarise(runs: list[dict[str, Any]], config: ControlConfig, scale: np.ndarray) -> dict[str, Any]:
-    successes = [s for run in runs for s in run["successes"]]
-    sizes = [motion(run["columns"], config, scale) for run in runs]
-    seam, inside, jerk = (np.array([x for s in sizes for x in s[k]]) for k in ("seam", "inside", "jerk"))
-    mean = {k: float(v.mean()) if len(v) else float("nan") for k, v in (("seam", seam), ("inside", inside))}
-    interval = wilson(sum(successes), len(successes))
-    delays = np.concatenate([run["columns"]["delay"] for run in runs])
+    def rounded(value: float, digits: int) -> float | None:
+        return round(value, digits) if np.isfinite(value) else None
+
+    successes = sum(e["success"] for e in episodes)
+    interval = wilson(successes, len(episodes))
     return {
-        "strategy": runs[0]["strategy"],
-        "delay ms": runs[0]["delay"],
-        "episodes": len(successes),
-        "success": round(float(np.mean(successes)), 3),
+        "episodes": len(episodes),
+        "success": round(successes / len(episodes), 3),
         "low": round(interval.low, 3),
         "high": round(interval.high, 3),
-        "seam": round(mean["seam"], 2),
-        "inside": round(mean["inside"], 2),
-        "seam / inside": round(mean["seam"] / mean["inside"], 2),
-        "jerk": round(float(jerk.mean()), 2),
-        "delay ticks": float(np.median(delays)),
-        "missed ticks": int(sum(run["columns"]["skipped"].max() for run in runs)),
+        "delay ticks": float(np.median([e["delay ticks"] for e in episodes])),
+        "seam": rounded(mean("seam"), 2),
+        "inside": rounded(mean("inside"), 2),
+        "seam / inside": rounded(mean("seam") / mean("inside"), 2),
+        "jerk": rounded(mean("jerk"), 2),
+        "held": round(mean("held"), 3),
+        "ticks": round(float(np.mean([e["ticks"] for e in episodes])), 1),
+        "missed": sum(e["missed"] for e in episodes),
     }
 
 
-def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
-        mine = [row for row in rows if row["strategy"] == strategy]
-        x = [row["delay ms"] for row in mine]
-        error = np.abs([[r["success"] - r["low"] for r in mine], [r["high"] - r["success"] for r in mine]])
-        axes[0].errorbar(x, [r["success"] for r in mine], error, marker="o", capsize=2, label=strategy)
-        axes[1].plot(x, [r["seam / inside"] for r in mine], marker="o")
-        axes[2].plot(x, [r["jerk"] for r in mine], marker="o")
-    axes[0].set(ylabel="success, 95 % interval", ylim=(0, 1.02))
-    axes[1].set(ylabel="jump at seams / inside chunks")
-    axes[1].axhline(1, color="gray", linewidth=0.8)
-    axes[2].set(ylabel="jerk, ‰ of the range per tick³", ylim=(0, None))
-    for axis in axes:
-        axis.set_xlabel("injected inference delay, ms")
-    axes[0].legend(frameon=False)
-    figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+def units(
+    arguments: argparse.Namespace, delays: dict[str, float], done: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Yield what is left to do: a cell's task, and the numbers of its episodes."""
+    for strategy in arguments.strategies.split(","):
+        for delay in delays:
+            for task in arguments.tasks:
+                unit = {"strategy": strategy, "delay": delay, "task": task}
+                left = [n for n in range(arguments.episodes) if key(unit, n) not in done]
+                if left and arguments.clock == "real":
+                    left = list(range(arguments.episodes))  # `mode-control` begins with the first
+                if left:
+                    yield unit, left
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    names = ("strategy", "delay ms", "success", "seam", "inside", "seam / inside", "jerk", "delay ticks")
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        shown = {**row, "success": f"{row['success']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"}
-        lines.append("| " + " | ".join(str(shown[name]) for name in names) + " |")
-    return "\n".join(lines)
+def key(unit: dict[str, Any], number: int) -> str:
+    return f"{unit['strategy']} {unit['delay']} {unit['task']} {number}"
+
+
+def read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return the finished episodes of runs with the same settings."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be half-written
+    return {line["key"]: line for line in found if line["about"] == about}
 
 
 def main() -> None:
+    arguments = parse()
+    training, tasks, episodes = DEFAULTS[arguments.robot]
+    runs = sorted((ROOT / "runs" / training).glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
+    if arguments.checkpoint is None and not runs:
+        print(f"nothing measured: there is no run of {training}; uv run train.py task={training}")
+        return
+    checkpoint = find_checkpoint((arguments.checkpoint or runs[-1].parent).absolute())
+    arguments.tasks = arguments.tasks.split(",") if arguments.tasks else tasks
+    arguments.episodes = arguments.episodes or episodes
+    config = configuration(overrides(arguments, arguments.tasks[0], "rtc", 0))
+    with RealtimeRobot(simulation(config.robot, config.action)) as robot:
+        rate = robot.rate
+    policy = load_service(checkpoint).metadata
+    half = 1e3 * (policy["chunk"] // 2 - 0.5) / rate
+    delays = {name: half if name == "half" else float(name) for name in arguments.delays.split(",")}
+    name = f"realtime_delay_{arguments.robot}_{rate:g}hz_{arguments.clock}"
+    about = {
+        "checkpoint": digest(checkpoint),
+        "robot": arguments.robot,
+        "rate": rate,
+        "clock": arguments.clock,
+        "inference_ms": arguments.inference_ms if arguments.clock == "virtual" else None,
+        "seed": arguments.seed,
+        "override": arguments.override,
+        "chunk": policy["chunk"],
+        "execute": config.strategy.execute or policy["execute"],
+    }
+    path = arguments.state / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = read(path, about)
+    began = time.monotonic()
+
+    def command(unit: dict[str, Any]) -> list[str]:
+        return overrides(arguments, unit["task"], unit["strategy"], delays[unit["delay"]])
+
+    with ExitStack() as stack:
+        pool: Executor
+        if arguments.clock == "virtual":
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(arguments.processes, context, load, (checkpoint,))
+            call, last = on_a_virtual_clock, arguments.inference_ms / 1e3
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            pool = ThreadPoolExecutor(arguments.lanes)
+            call, last = on_the_system_clock, stack.enter_context(served(checkpoint, folder))
+        stack.enter_context(pool)
+        waiting = {
+            pool.submit(call, command(unit), last, left): (unit, left)
+            for unit, left in units(arguments, delays, done)
+        }
+        total = sum(len(left) for _, left in waiting.values())
+        ended = 0
+        with path.open("a") as log:
+            for future in as_completed(waiting):
+                unit, left = waiting[future]
+                for number, result in zip(left, future.result(), strict=True):
+                    line = {"key": key(unit, number), "about": about, **result}
+                    log.write(json.dumps(line) + "\n")
+                    done[line["key"]] = line
+                log.flush()
+                ended += len(left)
+                print(f"{ended}/{total} episodes, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    rows = []
+    for strategy in arguments.strategies.split(","):
+        for delay, ms in delays.items():
+            cell = {"strategy": strategy, "delay": delay}
+            found = [
+                done[key(cell | {"task": task}, n)]
+                for task in arguments.tasks
+                for n in range(arguments.episodes)
+            ]
+            rows.append({**cell, "delay ms": round(ms, 1), **summarise(found)})
+            print(json.dumps(rows[-1]))
+    if arguments.record:
+        about |= {"episodes": arguments.episodes, "tasks": arguments.tasks, "lanes": arguments.lanes}
+        print(write_record(name, rows, about, RESULTS))
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--robot", default="pusht", help="a choice of conf/control/robot")
-    parser.add_argument("--tasks", help="several tasks, comma-separated; the robot's own by default")
+    parser.add_argument("--robot", default="pusht", choices=DEFAULTS)
+    parser.add_argument("--checkpoint", type=Path, help="the newest run of its training by default")
+    parser.add_argument("--tasks", help="comma-separated; Push-T, or all of MT10 by default")
     parser.add_argument("--rate", type=float, help="play the simulation at another rate")
-    parser.add_argument("--delays", default="0,50,100,200,400", help="milliseconds")
+    parser.add_argument("--delays", default="0,50,100,200,400,half", help="milliseconds, or half a chunk")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
-    parser.add_argument("--episodes", type=int, default=20, help="for each task, strategy and delay")
+    parser.add_argument("--episodes", type=int, help="of each task; 50 of Push-T, 10 of Meta-World's each")
     parser.add_argument("--seed", type=int, default=200000)
-    parser.add_argument("--lanes", type=int, default=4, help="robots at once")
-    parser.add_argument("--output", type=Path, default=Path("realtime_delay.png"), help="the plot")
+    parser.add_argument("--clock", default="virtual", choices=("virtual", "real"))
+    parser.add_argument("--inference-ms", type=float, default=10.0, help="virtual: the policy's own time")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="virtual: at once")
+    parser.add_argument("--lanes", type=int, default=4, help="real: robots at once")
+    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "realtime_delay")
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("override", nargs="*", help="key=value for mode-control, e.g. strategy.mask=linear")
-    arguments = parser.parse_intermixed_args()
-    tasks = arguments.tasks.split(",") if arguments.tasks else [None]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        served(arguments.checkpoint.absolute(), Path(folder)) as address,
-    ):
-        with PolicyClient(address) as client:
-            policy = client.metadata
-        scale = np.maximum(np.subtract(policy["action_max"], policy["action_min"]), 1e-6)
-        jobs = [
-            {"strategy": s, "delay": float(d), "overrides": overrides(arguments, task, address)}
-            for s in arguments.strategies.split(",")
-            for d in arguments.delays.split(",")
-            for task in tasks
-        ]
-        config = build(ControlConfig, to_plain(compose("control", jobs[0]["overrides"])))
-        rows: list[dict[str, Any]] = []
-        with ThreadPoolExecutor(arguments.lanes) as pool:
-            done = pool.map(drive, jobs)
-            for _ in range(len(jobs) // len(tasks)):
-                rows.append(summarise([next(done) for _ in tasks], config, scale))
-                print(json.dumps(rows[-1]), flush=True)
-    title = f"{arguments.robot}, {arguments.rate or 'its own rate'}"
-    plot(rows, title, arguments.output)
-    print(markdown(rows))
-    if arguments.record:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
-        print(write_record(f"realtime_delay_{arguments.robot}", rows, {**settings, "chunk": policy["chunk"]}))
+    parser.add_argument("override", nargs="*", help="key=value for mode-control, e.g. strategy.execute=5")
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

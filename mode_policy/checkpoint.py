@@ -45,7 +45,8 @@ PROGRESS = "training/progress.json"
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("mode-policy", "torch", "numpy", "gymnasium", "mujoco", "metaworld", "gym-pusht", "zarr"):
+    simulators = ("gymnasium", "mujoco", "metaworld", "gym-pusht", "hf-libero", "robosuite")
+    for name in ("mode-policy", "torch", "numpy", *simulators, "zarr"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Annotated, Any, Literal, get_type_hints
+from dataclasses import asdict, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -15,7 +15,7 @@ from mode_policy.encoders.vision_config import VisionConfig
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.normalization import NormalizationMode
 
-FORBID_EXTRA = ConfigDict(extra="forbid")
+FORBID_EXTRA = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=FORBID_EXTRA)
@@ -224,23 +224,23 @@ def build[T](cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         for e in error.errors():
             path = ".".join(str(part) for part in ([where] if where else []) + list(e["loc"]))
             if e["type"] == "unexpected_keyword_argument":
-                lines.append(
-                    f"{path}: unknown key.{did_you_mean(str(e['loc'][-1]), _keys(cls, e['loc'][:-1]))}"
-                )
+                message = f"unknown key.{did_you_mean(str(e['loc'][-1]), _keys(cls, e['loc'][:-1]))}"
             elif e["type"] == "missing_keyword_only":
-                lines.append(f"{path}: missing")
+                message = "missing"
             else:
                 message = e["msg"].removeprefix("Value error, ")
-                given = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
-                lines.append(f"{path}: {message}{given}")
+                message += "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
+            lines.append(f"{path}: {message}" if path else message)
         raise ConfigError("\n".join(lines)) from None
 
 
 def _keys(cls: Any, path: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the dataclass that ``path`` leads to from ``cls``."""
     for part in path:
-        cls = get_type_hints(cls).get(part) if hasattr(cls, "__dataclass_fields__") else None
-    return list(getattr(cls, "__dataclass_fields__", {}))
+        if isinstance(part, str):
+            cls = get_type_hints(cls).get(part)
+        cls = next((inner for inner in (cls, *get_args(cls)) if is_dataclass(inner)), None)
+    return [f.name for f in fields(cls)] if is_dataclass(cls) else []
 
 
 def to_dict(config: Any) -> dict[str, Any]:

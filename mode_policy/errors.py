@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 
@@ -33,6 +34,10 @@ class PlanError(ModePolicyError):
     """An inference plan that does not fit: stale weights, an unknown noise level, another batch."""
 
 
+class ExportError(ModePolicyError):
+    """An export that cannot be written, is damaged, or was made for something else."""
+
+
 class SimulatorError(ModePolicyError):
     """An environment that cannot be built, or whose features do not fit the policy."""
 
@@ -52,9 +57,10 @@ class TrainingDivergedError(ModePolicyError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` with the closest of ``known``, and the list if it is short."""
     known = sorted(set(known))
+    if not known:
+        return ""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
     if len(known) <= 20 or not close:
-        shown = ", ".join(known[:60]) + (", …" if len(known) > 60 else "")
-        hint += f" Known: {shown}."
+        hint += f" Known: {textwrap.shorten(', '.join(known), 1000, placeholder=' …')}."
     return hint

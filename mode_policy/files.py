@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mode_policy.errors import ModePolicyError
 
 
+#: Why a place cannot be written to, however often one tries.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
 @contextmanager
-def explain_full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" into an error that names the path and what to do; nothing is left half-written."""
+def explain_failed_write(path: Path) -> Iterator[None]:
+    """Turn a full disk, or a place that takes no files, into an error that names it and says what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in _REFUSED:
+            raise ModePolicyError(
+                f"cannot write {path}: {error.strerror} ({error.filename}); choose another place"
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(existing_parent(path)).free
@@ -44,12 +53,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
     keeps its suffix (encoders choose the format by it). Missing parent folders are made.
 
     Raises:
-        ModePolicyError: if the disk is full.
+        ModePolicyError: if the disk is full, or the place takes no files.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    with explain_full_disk(path):
+    with explain_failed_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
             _sync(partial)  # the data must be on disk before the name points to it
@@ -64,9 +73,9 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically, in UTF-8 whatever the locale."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -80,14 +89,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if ``path`` exists; nothing is overwritten.
+        ModePolicyError: if the disk is full, or the place takes no files.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    with explain_full_disk(path):
+    with explain_failed_write(path):
+        partial.mkdir(parents=True)
         try:
             yield partial
             for file in partial.rglob("*"):
@@ -96,6 +105,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it against other processes until the block ends, or the process does.
+
+    A folder in which nothing was written is removed again.
+
+    Raises:
+        ModePolicyError: if another process holds it, or it takes no files.
+    """
+    mark = folder / ".held"
+    with explain_failed_write(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = mark.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ModePolicyError(
+                f"another process writes to {folder}; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                raise  # those three: a file system without locks, where nothing can be held
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # somebody else may have removed it
+                if list(folder.iterdir()) == [mark]:
+                    mark.unlink()
+                    folder.rmdir()
 
 
 def link_atomically(link: Path, target: Path) -> None:

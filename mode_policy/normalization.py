@@ -56,9 +56,12 @@ def expand_angles(x: Tensor, angles: Iterable[int]) -> Tensor:
     angles = list(angles)
     if not angles:
         return x
-    theta = x[..., angles]
+    # One by one: a list of indices would be copied to the device, which then cannot capture a graph.
+    theta = torch.stack([x[..., i] for i in angles], dim=-1)
+    cosines = theta.cos()
     x = x.clone()
-    x[..., angles] = theta.cos()
+    for k, i in enumerate(angles):
+        x[..., i] = cosines[..., k]
     return torch.cat([x, theta.sin()], dim=-1)
 
 

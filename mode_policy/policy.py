@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mode_policy.config import PolicyConfig
 from mode_policy.convention import UNKNOWN, Convention
-from mode_policy.diffusion.edm import add_noise, masked_mean, scalings, training_target
+from mode_policy.diffusion.edm import add_noise, masked_mean, sample_means, scalings, training_target
 from mode_policy.diffusion.prefix import Prefix, hold_prefix
 from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.diffusion.schedules import grid, sigma_of_uniform
@@ -37,13 +37,17 @@ from mode_policy.types import (
 
 
 class PolicyLoss(NamedTuple):
-    """``total`` is what is minimised; the others are its terms, detached, and the routing."""
+    """``total`` is what is minimised; the others are its terms, detached, and the routing.
+
+    ``per_sample_B`` is the same loss for each sample: its mean over the batch is ``total``.
+    """
 
     total: Tensor
     denoising: Tensor
     load_balance: Tensor
     router_z: Tensor
     routings: list[Routing]
+    per_sample_B: Tensor
 
 
 class MoDEPolicy(nn.Module):
@@ -180,8 +184,12 @@ class MoDEPolicy(nn.Module):
         weights = self.config.loss
         balance = load_balancing_loss(output.routings, weights.load_balance_form)
         router_z = router_z_loss(output.routings)
-        total = denoising + weights.load_balance * balance + weights.router_z * router_z
-        return PolicyLoss(total, denoising.detach(), balance.detach(), router_z.detach(), output.routings)
+        balanced, bounded = weights.load_balance * balance, weights.router_z * router_z
+        total = denoising + balanced + bounded
+        per_sample_B = sample_means(error_BCA, batch.action_is_pad) + balanced + bounded
+        return PolicyLoss(
+            total, denoising.detach(), balance.detach(), router_z.detach(), output.routings, per_sample_B
+        )
 
     def _drop_goal(self, goal_BG: Tensor, generator: torch.Generator | None) -> Tensor:
         """Zero parts of the goal in training, so that guidance has an unconditional model to lean on."""

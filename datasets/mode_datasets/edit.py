@@ -88,7 +88,7 @@ def copy_episodes(
         features,
         common_convention(stores),
         Provenance(source=_source(selections), licence=_licence(stores), command=command),
-        profile=profile or stores[0].profile,
+        profile=profile or stores[0].profile or "train",
         overwrite=overwrite,
         resume=True,
         commit_every=COMMIT_EVERY,

@@ -32,12 +32,17 @@ def find_stores(root: Path | str) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give one that holds demonstration stores")
-    found = []
-    for folder, below, _ in os.walk(root):
+    found, seen = [], set()
+    for folder, below, _ in os.walk(root, followlinks=True):
         if _is_store(Path(folder)):
             found.append(Path(folder))
             below.clear()
         below[:] = [name for name in below if not name.startswith(".")]
+        # Links may lead in circles.
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+        seen.add(real)
     return sorted(found)
 
 
@@ -84,14 +89,17 @@ def _overview(store: DemonstrationStore) -> Table:
     table.add_row("steps", f"{store.num_steps} at {store.fps:g} Hz, {minutes:.1f} min")
     table.add_row("episode lengths", _lengths(store.episode_lengths))
     if isinstance(store.location, LocalFolder):
-        table.add_row("size on disk", f"{disk_usage(store.location.path) / 2**20:.1f} MiB, {store.profile}")
+        table.add_row("size on disk", f"{disk_usage(store.location.path) / 2**20:.1f} MiB")
+    if store.profile is not None and schema.image_keys(store.features):
+        table.add_row("images", f"profile {store.profile}, {store.image_orientation}")
     for name, value in store.convention.to_json().items():
         if name != "fps" and value not in ("unknown", []):
             table.add_row(name.replace("_", " "), str(value))
     known = store.instruction_table
     table.add_row("instructions", f"{len(known.instructions)}, {known.encoder}" if known else "not embedded")
     for name, value in store.provenance.to_json().items():
-        table.add_row(name, str(value))
+        if value:
+            table.add_row(name, str(value))
     for note in store.notes:
         table.add_row("note", note)
     return table
@@ -115,12 +123,15 @@ def _tasks(store: DemonstrationStore) -> Table:
 
 def _statistics(store: DemonstrationStore) -> Table:
     names = ("min", "max", "mean", "std")
-    table = Table("feature", "dim", "name", *names, title="statistics")
+    table = Table("", "dimension", *names, title="statistics")
+    table.columns[1].overflow = "fold"  # names may differ at their ends alone
     for key, values in store.statistics.items():
+        table.add_section()
+        table.add_row(key.removeprefix("observation."), style="bold")
         labels = store.features[key].names
         for dim in range(len(values["min"])):
             label = labels[dim] if dim < len(labels) else ""
-            table.add_row(key, str(dim), label, *(f"{values[name][dim]:.4g}" for name in names))
+            table.add_row(str(dim), label, *(f"{values[name][dim]:.4g}" for name in names))
     return table
 
 

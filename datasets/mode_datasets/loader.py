@@ -53,6 +53,11 @@ class WindowSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def fork_safe(self) -> bool:
+        """Whether a process that was forked can go on reading."""
+        ...
+
     def batch(self, indices: np.ndarray, out: Batch | None = None) -> Batch:
         """Return the windows at ``indices``, in ``out`` if it is given."""
         ...
@@ -72,7 +77,8 @@ class BatchLoader:
         sampler: Which windows a step sees.
         workers: Processes that make batches ahead; 0 makes each batch when it is asked for.
         prefetch: Batches that each worker is ahead.
-        start: How workers begin: ``fork`` (at once, sharing memory) or ``spawn`` (also where threads run).
+        start: How workers begin: ``fork`` (at once, sharing memory) or ``spawn`` (in a second or two, also
+            where threads run); by default as the data and this machine allow.
         pin_memory: Put batches where a GPU copies them from without waiting.
 
     Raises:
@@ -86,7 +92,7 @@ class BatchLoader:
         *,
         workers: int = 0,
         prefetch: int = 4,
-        start: Literal["fork", "spawn"] = "fork",
+        start: Literal["fork", "spawn"] | None = None,
         pin_memory: bool = False,
     ) -> None:
         if workers < 0:
@@ -95,7 +101,9 @@ class BatchLoader:
         self.sampler = sampler
         self.workers = workers
         self.prefetch = prefetch
-        self.start = start
+        # Threads of a GPU's runtime do not survive a fork either.
+        forks = windows.fork_safe and not torch.cuda.is_available()
+        self.start = start or ("fork" if forks else "spawn")
         self.pin_memory = pin_memory
         self._pool: tuple[_Worker, ...] = ()
         self._end: weakref.finalize[Any, Any] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,14 @@ class Handle(Protocol):
 
 
 class Location(Protocol):
-    """The files of one store, for reading."""
+    """The files of one store, for reading.
+
+    Attributes:
+        fork_safe: Whether a process that was forked can go on reading; connections' threads do not survive
+            that.
+    """
+
+    fork_safe: bool
 
     @property
     def name(self) -> str:
@@ -77,13 +85,13 @@ class _LocalFile:
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self.descriptor).st_size
-
-    def close(self) -> None:
-        os.close(self.descriptor)
+        self.close = weakref.finalize(self, os.close, self.descriptor)  # at the latest when it is dropped
 
 
 class LocalFolder:
     """A folder of this machine."""
+
+    fork_safe = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -128,6 +136,8 @@ class _RemoteFile:
 class RemoteFolder:
     """An address of an object store or a web server; ranges of several files are fetched at once."""
 
+    fork_safe = False
+
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         protocol = self.url.partition("://")[0]
@@ -136,6 +146,10 @@ class RemoteFolder:
 
             register(protocol)
         self.files, self.root = fsspec.core.url_to_fs(self.url)
+
+    def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str]]:
+        """Another process makes connections of its own."""
+        return RemoteFolder, (self.url,)
 
     def __str__(self) -> str:
         return self.url

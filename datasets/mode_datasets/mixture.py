@@ -70,6 +70,11 @@ class Mixture:
         return int(self.offsets[-1])
 
     @property
+    def fork_safe(self) -> bool:
+        """Whether a process that was forked can go on reading."""
+        return all(part.windows.fork_safe for part in self.parts)
+
+    @property
     def groups(self) -> list[np.ndarray]:
         """Windows of each part, for a `WeightedSampler`."""
         return [np.arange(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]

@@ -188,6 +188,15 @@ def image_keys(features: Features) -> tuple[str, ...]:
     return tuple(key for key in features if feature_kind(key) == "image")
 
 
+def upright(images: np.ndarray, orientation: Orientation) -> np.ndarray:
+    """Turn images ``(T, H, W, 3)`` upright that are stored as told; applied once more, it turns them back."""
+    if orientation == "upside_down":
+        return images[:, ::-1]
+    if orientation == "rotated_180":
+        return images[:, ::-1, ::-1]
+    return images
+
+
 def fingerprint(vectors: Mapping[str, np.ndarray]) -> str:
     """Return a SHA-256 of the arrays that statistics are computed from (names, shapes and float32 values)."""
     digest = hashlib.sha256()

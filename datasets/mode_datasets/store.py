@@ -41,7 +41,7 @@ class DemonstrationStore:
         instruction_table: Embedded instructions, or None where the store knows none.
         statistics: Statistics of each low-dimensional feature over all episodes, raw units.
         provenance: Where the data come from.
-        profile: How images are written, see `mode_datasets.profiles`.
+        profile: How images are written, see `mode_datasets.profiles`; None in a store of another layout.
         image_orientation: How images are stored; they are delivered upright.
         notes: What was found and set right when the store was opened, for a person to read.
     """
@@ -56,7 +56,7 @@ class DemonstrationStore:
     instruction_table: InstructionTable | None
     statistics: Statistics
     provenance: Provenance
-    profile: ProfileName = "train"
+    profile: ProfileName | None = None
     image_orientation: Orientation = "upright"
     notes: tuple[str, ...] = ()
     _arrays: Mapping[str, reading.ZarrArray]
@@ -122,10 +122,8 @@ class DemonstrationStore:
             out[:] = reading.read_images(self.location, self._arrays[key], steps)
         else:
             reader.read(steps, out)
-        if self.image_orientation == "upside_down":
-            out[:] = out[:, ::-1].copy()
-        elif self.image_orientation == "rotated_180":
-            out[:] = out[:, ::-1, ::-1].copy()
+        if (turned := schema.upright(out, self.image_orientation)) is not out:
+            out[:] = turned.copy()
         return out
 
     def all_frames(self, key: str, out: np.ndarray | None = None) -> np.ndarray:
@@ -324,7 +322,8 @@ def _open_foreign(
         tasks=(layout.task,),
         instruction_table=None,
         statistics=_statistics(vectors, lenient),
-        provenance=layout.provenance,
+        # When and by which version this description was made says nothing about the data.
+        provenance=dataclasses.replace(layout.provenance, version="", created=""),
         image_orientation=layout.image_orientation,
         _arrays=arrays,
         _readers=_readers(location, arrays, layout.features),

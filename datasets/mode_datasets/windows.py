@@ -113,6 +113,11 @@ class Windows:
         """Row of the store's task table of each window, int64 ``(len(self),)``."""
         return self._task
 
+    @property
+    def fork_safe(self) -> bool:
+        """Whether a process that was forked can go on reading."""
+        return self.store.location.fork_safe
+
     def locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the episode of each window, and its step in that episode; both int64 ``(B,)``."""
         return self._episode[indices], (self._step - self._first)[indices]

@@ -20,7 +20,7 @@ from mode_datasets.columns import Column, create_images, create_vectors, sync
 from mode_datasets.location import LocalFolder
 from mode_datasets.profiles import ProfileName, profile
 from mode_datasets.schema import Provenance
-from mode_policy.convention import Convention
+from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError
 from mode_policy.files import existing_parent
 from mode_policy.normalization import compute_statistics, statistics_to_json
@@ -78,6 +78,7 @@ class StoreWriter:
         self.overwrite = overwrite
         self.resume = resume
         self.commit_every = commit_every
+        self._orientation: Orientation = "upright"
         self._folder = self.path.with_name(f".{self.path.name}.partial")
         self._appends = False
         self._check_free_path()
@@ -97,7 +98,9 @@ class StoreWriter:
         writer.path = writer._folder = Path(path).absolute()
         writer.features = dict(store.features)
         writer.convention, writer.provenance = store.convention, store.provenance
+        assert store.profile is not None  # opened without a layout, so it is ours
         writer.profile, writer.commit_every = store.profile, commit_every
+        writer._orientation = store.image_orientation
         writer.overwrite, writer.resume, writer._appends = False, True, True
         writer._reset()
         return writer
@@ -162,8 +165,9 @@ class StoreWriter:
         self._steps += len(episode)
         meta = (self._steps, list(self._tasks).index(episode.task.name), episode.seed)
         with self._writing():
-            for key in self.features:
-                self._columns[f"data/{key}"].append(episode.arrays[key])
+            for key, x in episode.arrays.items():
+                is_image = len(self.features[key].shape) == 3
+                self._columns[f"data/{key}"].append(schema.upright(x, self._orientation) if is_image else x)
             for name, value in zip(_META, meta, strict=True):
                 self._columns[name].append(np.array([value], dtype=np.int64))
         if self.commit_every is not None and self._episodes - self._acknowledged >= self.commit_every:
@@ -262,7 +266,7 @@ class StoreWriter:
             "schema_version": schema.SCHEMA_VERSION,
             "features": {key: feature.to_json() for key, feature in self.features.items()},
             "convention": self.convention.to_json(),
-            "image_orientation": "upright",
+            "image_orientation": self._orientation,
             "profile": self.profile,
             "provenance": self.provenance.to_json(),
             "tasks": [{"name": task.name, "instruction": task.instruction} for task in self._tasks.values()],
@@ -285,6 +289,9 @@ class StoreWriter:
         }
         if self._instructions is not None:
             table = self._instructions
+            if group.attrs["instructions"] is not None:
+                # A kill while the new ones replace them leaves none.
+                group.update_attributes({"instructions": None})
             embeddings = table.embeddings.detach().cpu().float().numpy()
             group.create_array(
                 schema.INSTRUCTION_EMBEDDINGS,

@@ -39,6 +39,9 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
     ``metadata["metrics"]``.
     Success terminates; the simulation may be stepped on from there.
 
+    While `draws` is False, observations come without their images: whoever needs only some of them saves the
+    time of the others, which in software is most of the time there is.
+
     Args:
         vectors: Feature key of each vector → its D.
         action_space: Bounds of an action.
@@ -49,6 +52,8 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
         render_mode: "rgb_array" to allow `render`.
         render_size: Height and width of what `render` returns.
     """
+
+    draws: bool = True
 
     def __init__(
         self,
@@ -82,16 +87,24 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
         self.action_space = action_space
 
     @abstractmethod
-    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
+    def picture(
+        self, size: Size, camera: str | None = None, moment: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB; allowed in every render mode.
 
         Args:
             size: Height and width.
             camera: One of the environment's cameras; the first one by default.
+            moment: What `snapshot` returned, of this or another environment of the task: the picture is that
+                of then, bit for bit. The present by default.
 
         Raises:
             SimulatorError: if this machine cannot render.
         """
+
+    @abstractmethod
+    def snapshot(self) -> np.ndarray:
+        """Return float64 ``(S,)``: all that pictures of this moment depend on, whatever camera and size."""
 
     def render(self) -> np.ndarray:
         """Return the scene as uint8 ``(*render_size, 3)``, upright RGB.
@@ -112,6 +125,7 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
             if key in vectors
             else self.picture(self._image_size, key.removeprefix(IMAGE_PREFIX))
             for key in self._keys
+            if self.draws or key in vectors
         }
 
     def _info(self, success: bool, **metrics: float) -> dict[str, Any]:

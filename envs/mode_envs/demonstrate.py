@@ -1,4 +1,4 @@
-"""Demonstrations one at a time: by an expert, here or in a process that may die."""
+"""Demonstrations one at a time: by an expert, here or in a process that may die; and pictures of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mode_envs.contract import ACTION
+from mode_envs.contract import ACTION, IMAGE_PREFIX, Size, TaskEnv
 from mode_envs.experts import Expert, make_expert
 from mode_envs.registration import entry
-from mode_envs.worker import Worker, WorkerDiedError
+from mode_envs.worker import PATIENCE, STILL_STARTING, Notify, Worker, WorkerDiedError
 from mode_policy.errors import SimulatorError
 
 _TIMEOUT = 300.0  # seconds; an attempt takes well under one, or a minute with pictures, and beyond it hangs
-_MAX_RESTARTS = 3  # of the same attempt
+_MAX_RESTARTS = 3  # of the same request
+
+SNAPSHOTS = "snapshots"
+"""Where a record has what its pictures depend on, float64 ``(T, S)``; no feature of a store."""
 
 Arrays = dict[str, np.ndarray]
 """Feature key → what was recorded, ``(T, ...)``."""
@@ -36,6 +39,7 @@ class Attempt:
         noise_probability: Fraction of steps that are disturbed.
         settle_steps: Steps recorded after the first success.
         options: Arguments of the environment, e.g. ``obs_mode``.
+        snapshots: Record `SNAPSHOTS`, from which pictures can be made later.
     """
 
     env_id: str
@@ -45,35 +49,71 @@ class Attempt:
     noise_probability: float = 0.5
     settle_steps: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Pictures to make of recorded moments.
+
+    Attributes:
+        env_id, max_steps, options: As of the attempts, so that one environment serves both.
+        snapshots: The moments, ``(T, S)``.
+        cameras: Names of the environment's cameras.
+        size: Height and width.
+    """
+
+    env_id: str
+    max_steps: int
+    snapshots: np.ndarray
+    cameras: tuple[str, ...]
+    size: Size
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Demonstrator:
-    """Makes demonstrations, keeping the environment of the last task for the next attempt."""
+    """Makes demonstrations and pictures, keeping the environment of the last task for the next request."""
 
     def __init__(self) -> None:
         self._made_for: tuple[str, int, dict[str, Any]] | None = None
         self._env: gymnasium.Env
-        self._expert: Expert
+        self._expert: Expert | None = None
 
-    def __call__(self, attempt: Attempt) -> Arrays | None:
-        """Return the recorded arrays by feature key, each ``(T, ...)``, or None if the expert failed.
+    def __call__(self, request: Attempt | Drawing) -> Arrays | None:
+        """Carry out a request.
+
+        Returns:
+            Of an attempt, what was recorded by feature key, each ``(T, ...)``, or None if the expert failed.
+            Of a drawing, uint8 ``(T, height, width, 3)`` by the feature keys of the cameras.
+        """
+        self._prepare(request)
+        return self._demonstrate(request) if isinstance(request, Attempt) else self._draw(request)
+
+    def _demonstrate(self, attempt: Attempt) -> Arrays | None:
+        """Let the expert try.
 
         Under noise the executed action is the expert's plus a disturbance, and the recorded one is the
         expert's: the data then shows how to recover (DART, Laskey et al. 2017, arXiv 1703.09327).
         """
-        self._prepare(attempt)
+        if self._expert is None:
+            self._expert = make_expert(attempt.env_id)
         env, expert = self._env, self._expert
+        scene = _scene(env) if attempt.snapshots else None
         low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box
         generator = np.random.default_rng((attempt.seed, 1))
         observation, _ = env.reset(seed=attempt.seed)
         expert.reset()
         records: dict[str, list[np.ndarray]] = {key: [] for key in (*observation, ACTION)}
+        if scene is not None:
+            records[SNAPSHOTS] = []
         settle: int | None = None  # steps left to record, once the task is solved
         truncated = False
         while not truncated and settle != 0:
             action = expert.act(observation)
             for key, value in (*observation.items(), (ACTION, action)):
                 records[key].append(value)
+            if scene is not None:
+                records[SNAPSHOTS].append(scene.snapshot())
             executed = action
             if settle is None and attempt.noise and generator.random() < attempt.noise_probability:
                 disturbance = generator.normal(0.0, attempt.noise, action.shape) * (high - low) / 2
@@ -87,32 +127,40 @@ class Demonstrator:
             return None
         return {key: np.stack(values) for key, values in records.items()}
 
-    def _prepare(self, attempt: Attempt) -> None:
-        wanted = (attempt.env_id, attempt.max_steps, dict(attempt.options))
+    def _draw(self, drawing: Drawing) -> Arrays:
+        scene = _scene(self._env)
+        return {
+            IMAGE_PREFIX + camera: np.stack(
+                [scene.picture(drawing.size, camera, moment) for moment in drawing.snapshots]
+            )
+            for camera in drawing.cameras
+        }
+
+    def _prepare(self, request: Attempt | Drawing) -> None:
+        wanted = (request.env_id, request.max_steps, dict(request.options))
         if self._made_for == wanted:
             return
         if self._made_for is not None:
             self._env.close()
-        self._made_for = None
-        self._expert = make_expert(attempt.env_id)
-        options = {**entry(attempt.env_id).demonstration, **attempt.options}
-        self._env = gymnasium.make(attempt.env_id, max_episode_steps=attempt.max_steps, **options)
+        self._made_for = self._expert = None
+        options = {**entry(request.env_id).demonstration, **request.options}
+        self._env = gymnasium.make(request.env_id, max_episode_steps=request.max_steps, **options)
         self._made_for = wanted
 
 
 class RemoteDemonstrator:
-    """A `Demonstrator` in a process of its own, one attempt at a time; a lost attempt is made again."""
+    """A `Demonstrator` in a process of its own, one request at a time; a lost one is made again."""
 
     def __init__(self) -> None:
         self._worker = _spawn()
 
-    def start(self, attempt: Attempt) -> None:
-        """Begin an attempt."""
-        self._attempt, self._restarts = attempt, 0
+    def start(self, request: Attempt | Drawing) -> None:
+        """Begin a request."""
+        self._request, self._restarts = request, 0
         self._send()
 
     def finish(self) -> Arrays | None:
-        """Wait for the attempt and return its arrays, or None if the expert failed.
+        """Wait for the answer and return it, see `Demonstrator`.
 
         Raises:
             SimulatorError: if the simulator raises, or its process keeps dying.
@@ -123,9 +171,7 @@ class RemoteDemonstrator:
             except WorkerDiedError as death:
                 self._restarts += 1
                 if self._restarts > _MAX_RESTARTS:
-                    raise SimulatorError(
-                        f"{self._attempt.env_id}, seed {self._attempt.seed}: {death}"
-                    ) from death
+                    raise SimulatorError(f"{_named(self._request)}: {death}") from death
             self._worker.close()
             self._worker = _spawn()
             self._send()
@@ -136,14 +182,36 @@ class RemoteDemonstrator:
 
     def _send(self) -> None:
         with suppress(WorkerDiedError):  # `finish` meets the same death and deals with it
-            self._worker.send(self._attempt)
+            self._worker.send(self._request)
 
 
-def first_to_answer(demonstrators: Sequence[RemoteDemonstrator]) -> list[RemoteDemonstrator]:
-    """Wait for one or more to have an answer, or to be dead, and return those."""
-    ready = set(wait([d._worker.connection for d in demonstrators], _TIMEOUT))
-    # Nobody: name one that hangs, which `finish` will find out.
-    return [d for d in demonstrators if d._worker.connection in ready] or list(demonstrators[:1])
+def first_to_answer(demonstrators: Sequence[RemoteDemonstrator], notify: Notify) -> list[RemoteDemonstrator]:
+    """Wait for one or more to have an answer, or to be dead, and return those.
+
+    Args:
+        demonstrators: At least one, all with a request.
+        notify: Told in a sentence that the first answers take long.
+    """
+    while True:
+        ready = set(wait([d._worker.connection for d in demonstrators], PATIENCE))
+        if ready:
+            return [d for d in demonstrators if d._worker.connection in ready]
+        # One that hangs: `finish` finds it out.
+        if hanging := [d for d in demonstrators if d._worker.overdue(_TIMEOUT)]:
+            return hanging
+        if all(d._worker.fresh for d in demonstrators):
+            notify(STILL_STARTING)
+
+
+def _scene(env: gymnasium.Env) -> TaskEnv:
+    scene = env.unwrapped
+    assert isinstance(scene, TaskEnv)
+    return scene
+
+
+def _named(request: Attempt | Drawing) -> str:
+    what = f"seed {request.seed}" if isinstance(request, Attempt) else "drawing recorded moments"
+    return f"{request.env_id}, {what}"
 
 
 def _spawn() -> Worker:

@@ -57,7 +57,7 @@ def make_expert(env_id: str) -> Expert:
         able = ", ".join(e.task for e in ENTRIES.values() if e.has_expert)
         raise ConfigError(f"{task.task!r} has no scripted expert; these have one: {able}")
     if "suite" in task.kwargs:
-        from mode_envs.libero_expert import PickAndPlace
+        from mode_envs.libero_expert import LiberoExpert
 
-        return PickAndPlace(task.kwargs["suite"], task.task)
+        return LiberoExpert(task.kwargs["suite"], task.task)
     return MetaWorldExpert(task.task)

@@ -8,6 +8,7 @@ from mode_envs.contract import ObsMode, Size
 from mode_envs.libero_tasks import LIBERO_SUITES, LiberoSuite
 from mode_envs.registration import EnvEntry, entry
 from mode_policy.convention import Convention
+from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Feature, Features
 
 _MOMENT = (
@@ -71,7 +72,7 @@ def features(
         cameras: Its cameras, where it can have several.
 
     Raises:
-        ConfigError: if there is no such task.
+        ConfigError: if there is no such task, or it has no such camera.
     """
     task = entry(env_id)
     vectors, default_size, default_cameras = _described(task)
@@ -79,9 +80,35 @@ def features(
     if obs_mode != "pixels":
         found |= {key: feature for key, feature in vectors.items() if key != ACTION}
     if obs_mode != "state":
+        known = camera_names(env_id)
         for name in cameras or ((camera,) if camera else default_cameras):
+            if name not in known:
+                raise ConfigError(f"{env_id} has no camera {name!r}.{did_you_mean(name, known)}")
             found[IMAGE_PREFIX + name] = Feature(shape=(*(image_size or default_size), 3), dtype="uint8")
     return {**found, ACTION: vectors[ACTION]}
+
+
+def camera_names(env_id: str) -> tuple[str, ...]:
+    """Return the cameras that an environment can have pictures of.
+
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    task = entry(env_id)
+    if task.task == "pusht":
+        return ("top",)
+    if "suite" in task.kwargs:
+        from mode_envs.libero import CAMERAS as OF_LIBERO
+
+        return tuple(OF_LIBERO)
+    from mode_envs.metaworld import CAMERAS as OF_METAWORLD
+
+    return tuple(OF_METAWORLD)
+
+
+def filming_camera(env_id: str) -> str:
+    """Return the camera that shows a task to people."""
+    return _described(entry(env_id))[2][0]
 
 
 def convention(env_id: str) -> Convention:

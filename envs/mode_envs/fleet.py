@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from mode_envs.lanes import Advance, Begin, Lanes, Reply
-from mode_envs.worker import Worker, WorkerDiedError, call
+from mode_envs.worker import Notify, Worker, WorkerDiedError, call
 from mode_policy.errors import SimulatorError
 
 
@@ -45,15 +45,17 @@ Simulate = Callable[[Sequence[LaneWork]], list[Reply]]
 
 
 @contextmanager
-def simulators(workers: int, max_restarts: int, timeout: float) -> Iterator[Simulate]:
+def simulators(workers: int, max_restarts: int, timeout: float, notify: Notify) -> Iterator[Simulate]:
     """Yield a function that carries out one command of each lane and returns the replies in the same order.
 
     Args:
         workers: Processes; 0 for none.
         max_restarts: Deaths that one episode may live through.
-        timeout: Seconds within which a process must answer, or it counts as dead.
+        timeout: Seconds within which a process must answer, for each episode that it begins if those are
+            several, or it counts as dead; it has longer for its first answer (`mode_envs.worker`).
+        notify: Told in a sentence that the first answers take long.
     """
-    simulator = _Fleet(workers, max_restarts, timeout) if workers else _InProcess()
+    simulator = _Fleet(workers, max_restarts, timeout, notify) if workers else _InProcess()
     try:
         yield simulator.simulate
     finally:
@@ -77,8 +79,9 @@ class _InProcess:
 class _Fleet:
     """Worker processes; lane ``i`` lives in process ``i`` modulo their number."""
 
-    def __init__(self, size: int, max_restarts: int, timeout: float) -> None:
-        self._max_restarts, self._timeout = max_restarts, timeout
+    def __init__(self, size: int, max_restarts: int, timeout: float, notify: Notify) -> None:
+        self._max_restarts, self._timeout, self._notify = max_restarts, timeout, notify
+        self._said = False
         self._workers = [_spawn() for _ in range(size)]
 
     def simulate(self, works: Sequence[LaneWork]) -> list[Reply]:
@@ -95,9 +98,10 @@ class _Fleet:
             self._workers[i].send(commands)
 
     def _receive(self, i: int, share: Sequence[LaneWork]) -> list[Reply]:
+        begins = sum(isinstance(work.command, Begin) for work in share)  # each may build an environment
         while True:
             try:
-                return self._workers[i].receive(self._timeout)
+                return self._workers[i].receive(self._timeout * max(1, begins), self._say)
             except WorkerDiedError as death:
                 self._restore(i, share, death)
 
@@ -112,6 +116,11 @@ class _Fleet:
         self._workers[i].close()
         self._workers[i] = _spawn()
         self._send(i, [command for work in share for command in work.restored()])
+
+    def _say(self, sentence: str) -> None:
+        if not self._said:
+            self._notify(sentence)
+        self._said = True
 
     def close(self) -> None:
         for worker in self._workers:

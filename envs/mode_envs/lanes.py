@@ -15,18 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mode_envs.contract import ObservationDict, Size, TaskEnv
+from mode_envs.contract import ObservationDict, TaskEnv
 from mode_policy.errors import SimulatorError
 
-_IDLE_LIMIT = 16  # environments kept for later; one of Meta-World takes 30 MB and 0.1 s to build
-
-
-@dataclass(frozen=True, kw_only=True)
-class Video:
-    """Pictures to take of an episode: their height and width, and the steps from one to the next."""
-
-    size: Size = (256, 256)
-    stride: int = 1
+_IDLE_LIMIT = 16  # environments of other tasks, kept for later; one of Meta-World takes 30 MB, 0.1 s to build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +30,10 @@ class Begin:
         env_id: Gymnasium id.
         max_steps: Steps after which the episode is truncated.
         seed: Seed of the reset.
+        reset: Options of the reset, e.g. ``{"init_state_id": 3}``.
         history: Observations that a policy sees at once.
         options: Arguments of the environment.
-        video: Pictures to take, or None.
+        film: Steps from one snapshot to the next, of which a video can be made; 0 for none.
         replay: Chunks ``(n, A)`` to execute right away: how an episode is restored after a crash.
     """
 
@@ -49,8 +42,9 @@ class Begin:
     max_steps: int
     seed: int
     history: int
+    reset: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    video: Video | None = None
+    film: int = 0
     replay: tuple[np.ndarray, ...] = ()
 
 
@@ -64,13 +58,16 @@ class Advance:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an episode ended; ``metrics`` hold the best value of each that the environment reports."""
+    """How an episode ended; ``metrics`` hold the best value of each that the environment reports.
+
+    ``snapshots`` are float64 ``(F, S)``: the first and last moment and every ``film``-th between, if wanted.
+    """
 
     success: bool
     steps: int
     return_: float
     metrics: dict[str, float]
-    frames: np.ndarray | None
+    snapshots: np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +135,13 @@ class Lanes:
         return gymnasium.make(begin.env_id, max_episode_steps=begin.max_steps, **begin.options)
 
     def _put_back(self, begin: Begin, env: gymnasium.Env) -> None:
-        self._idle.append((_kind(begin), env))
-        while len(self._idle) > min(e.metadata.get("idle_limit", _IDLE_LIMIT) for _, e in self._idle):
-            self._idle.pop(0)[1].close()
+        # Those of the task at hand are few, one a lane, and about to be used again.
+        kind = _kind(begin)
+        self._idle.append((kind, env))
+        others = [i for i, (other, _) in enumerate(self._idle) if other != kind]
+        limit = min(e.metadata.get("idle_limit", _IDLE_LIMIT) for _, e in self._idle)
+        for i in reversed(others[: max(0, len(others) - limit)]):
+            self._idle.pop(i)[1].close()
 
 
 def _kind(begin: Begin) -> tuple[Any, ...]:
@@ -154,18 +155,21 @@ class _Episode:
         self.begin, self.env = begin, env
         self.ended = self._success = False
         self._steps, self._return = 0, 0.0
-        self._scene: TaskEnv | None = env.unwrapped if begin.video else None  # type: ignore[assignment]
-        self._frames: list[np.ndarray] = []
-        observation, info = env.reset(seed=begin.seed)
+        self._scene = env.unwrapped if isinstance(env.unwrapped, TaskEnv) else None
+        self._snapshots: list[np.ndarray] = []
+        self._draw(True)
+        observation, info = env.reset(seed=begin.seed, options=dict(begin.reset))
         self._history = deque([observation] * begin.history, maxlen=begin.history)
         self._metrics = {name: float(info[name]) for name in env.metadata.get("metrics", ())}
         self._film()
 
     def advance(self, actions: np.ndarray) -> None:
         space: Any = self.env.action_space
-        for action in actions:
+        for i, action in enumerate(actions):
             if self.ended:
                 return
+            # A decision sees the last moments of a chunk; pictures of the others would be drawn for nobody.
+            self._draw(len(actions) - i <= self.begin.history)
             action = np.clip(action, space.low, space.high)
             observation, reward, terminated, truncated, info = self.env.step(action)
             self._history.append(observation)
@@ -187,10 +191,14 @@ class _Episode:
             steps=self._steps,
             return_=self._return,
             metrics=self._metrics,
-            frames=np.stack(self._frames) if self._frames else None,
+            snapshots=np.stack(self._snapshots) if self._snapshots else None,
         )
 
+    def _draw(self, draws: bool) -> None:
+        if self._scene is not None:
+            self._scene.draws = draws
+
     def _film(self) -> None:
-        video = self.begin.video
-        if video is not None and self._scene is not None and (self.ended or self._steps % video.stride == 0):
-            self._frames.append(self._scene.picture(video.size))
+        stride = self.begin.film
+        if stride and self._scene is not None and (self.ended or self._steps % stride == 0):
+            self._snapshots.append(self._scene.snapshot())

@@ -182,22 +182,43 @@ class LiberoEnv(TaskEnv):
             for _ in range(self._settle_steps):
                 problem.step(np.zeros(7))
             success = bool(problem._check_success())
-            observation = self._observe(self._vectors())
         info = self._info(success)
-        return observation, info if state_id is None else {**info, "init_state_id": state_id}
+        if state_id is not None:
+            info["init_state_id"] = state_id
+        return self._observe(self._vectors()), info
 
     def step(self, action: np.ndarray) -> tuple[ObservationDict, float, bool, bool, dict[str, Any]]:
         """Apply one action for 1/20 s; never truncates by itself."""
         with self._own_model():
             _, _, success, _ = self._problem.step(np.asarray(action, np.float64))
-            observation = self._observe(self._vectors())
+        observation = self._observe(self._vectors())
         return observation, float(success), bool(success), False, self._info(bool(success))
 
-    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
-        """Return the scene as uint8 ``(*size, 3)``, upright RGB."""
-        with self._own_model():
-            image = self._scene.render(self._data, CAMERAS[camera or self._cameras[0]], size)
-        return np.ascontiguousarray(image)
+    def picture(self, size: Size, camera: str | None = None, moment: np.ndarray | None = None) -> np.ndarray:
+        """Return the scene as uint8 ``(*size, 3)``, upright RGB.
+
+        Raises:
+            ConfigError: if the camera is unknown.
+        """
+        name = camera or self._cameras[0]
+        if name not in CAMERAS:
+            raise ConfigError(f"unknown camera {name!r}.{did_you_mean(name, CAMERAS)}")
+        moment = self.snapshot() if moment is None else moment
+        # Nobody counts on what the shared model holds now: whoever uses it puts in what is its own.
+        start = 1 + self._model.nq + self._model.nv
+        for part in self._model_now():
+            values = getattr(self._model, part)
+            values[:] = moment[start : start + values.size].reshape(values.shape)
+            start += values.size
+        return np.ascontiguousarray(self._scene.render(moment[1 : 1 + self._model.nq], CAMERAS[name], size))
+
+    def snapshot(self) -> np.ndarray:
+        """Return time, positions and velocities of MuJoCo's state, then what an episode changes of the model.
+
+        The first part has the layout of LIBERO's published states.
+        """
+        state = ([self._data.time], self._data.qpos, self._data.qvel)
+        return np.concatenate([*state, *(values.ravel() for values in self._model_state.values())])
 
     def close(self) -> None:
         """Free the simulation; its scene stays for the next task that is set in it."""

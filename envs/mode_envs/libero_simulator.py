@@ -42,11 +42,11 @@ class Scene:
         self.users = 0
         self._renderer: Renderer | None = None
 
-    def render(self, data: Any, camera: str, size: Size) -> np.ndarray:
-        """Return what a camera sees of an environment's data, uint8 ``(*size, 3)``, upright RGB."""
+    def render(self, positions: np.ndarray, camera: str, size: Size) -> np.ndarray:
+        """Return what a camera sees of a configuration ``(nq,)``, uint8 ``(*size, 3)``, upright RGB."""
         if self._renderer is None:
             self._renderer = Renderer(self.model, size, hidden=(_COLLISION_GROUP,))
-        return self._renderer.render(data, camera, size)
+        return self._renderer.render(self._renderer.posed(positions), camera, size)
 
     def close(self) -> None:
         """Free what draws."""

@@ -78,8 +78,7 @@ class MetaWorldEnv(TaskEnv):
         self._sim = sim
         # Meta-World moves bodies and sites of the model itself; a reset starts from where they were.
         self._model_at_start = {name: getattr(sim.model, name).copy() for name in ("body_pos", "site_pos")}
-        self._camera = camera
-        self._renderers: dict[Size, Renderer] = {}
+        self._renderer: Renderer | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -108,18 +107,45 @@ class MetaWorldEnv(TaskEnv):
         success = bool(info["success"])
         return self._observe({STATE: state}), float(reward), success, False, self._info(success)
 
-    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
-        """Return the scene as uint8 ``(*size, 3)``, upright RGB."""
-        if size not in self._renderers:
+    def picture(self, size: Size, camera: str | None = None, moment: np.ndarray | None = None) -> np.ndarray:
+        """Return the scene as uint8 ``(*size, 3)``, upright RGB.
+
+        Raises:
+            ConfigError: if the camera is unknown.
+        """
+        name = camera or self._cameras[0]
+        if name not in CAMERAS:
+            raise ConfigError(f"unknown camera {name!r}.{did_you_mean(name, CAMERAS)}")
+        model, now = self._sim.model, self.snapshot()
+        if self._renderer is None:
             from mode_envs.renderer import Renderer
 
-            self._renderers[size] = Renderer(self._sim.model, size)
-        image = self._renderers[size].render(self._sim.data, self._camera)
-        return np.ascontiguousarray(np.rot90(image, CAMERAS[self._camera]))
+            self._renderer = Renderer(model, size)
+        data = self._renderer.posed(*self._put(now if moment is None else moment))
+        image = self._renderer.render(data, name, size)
+        self._put(now)
+        return np.ascontiguousarray(np.rot90(image, CAMERAS[name]))
+
+    def snapshot(self) -> np.ndarray:
+        """Return positions, poses of bodies moved from outside, and what an episode changes of the model."""
+        data = self._sim.data
+        parts = (data.qpos, data.mocap_pos, data.mocap_quat)
+        moved = (getattr(self._sim.model, name) for name in self._model_at_start)
+        return np.concatenate([part.ravel() for part in (*parts, *moved)])
+
+    def _put(self, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Change the model to what it was at a moment; return the rest, as `Renderer.posed` takes it."""
+        model = self._sim.model
+        sizes = [model.nq, 3 * model.nmocap, 4 * model.nmocap]
+        sizes += [getattr(model, name).size for name in self._model_at_start]
+        parts = np.split(moment, np.cumsum(sizes)[:-1])
+        for name, values in zip(self._model_at_start, parts[3:], strict=True):
+            target = getattr(model, name)
+            target[:] = values.reshape(target.shape)
+        return parts[0], parts[1].reshape(-1, 3), parts[2].reshape(-1, 4)
 
     def close(self) -> None:
         """Free the simulation and its renderers."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        if self._renderer is not None:
+            self._renderer.close()
         self._sim.close()

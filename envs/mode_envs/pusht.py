@@ -54,6 +54,7 @@ class PushTEnv(TaskEnv):
             render_size=render_size,
         )
         self._sim = _import_simulator().PushTEnv(obs_type="state", render_mode="rgb_array")
+        self._stage: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -79,10 +80,30 @@ class PushTEnv(TaskEnv):
             self._info(bool(success), coverage=coverage),
         )
 
-    def picture(self, size: Size, camera: str | None = None) -> np.ndarray:
+    def picture(self, size: Size, camera: str | None = None, moment: np.ndarray | None = None) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB."""
         height, width = size
-        return self._sim._get_img(self._sim._draw(), width=width, height=height)
+        stage = self._sim if moment is None else self._staged(moment)
+        return stage._get_img(stage._draw(), width=width, height=height)
+
+    def snapshot(self) -> np.ndarray:
+        """Return positions of finger and block, the block's angle, and the last action (NaN if none)."""
+        sim, none = self._sim, (np.nan, np.nan)
+        last = none if sim._last_action is None else sim._last_action
+        return np.array([*sim.agent.position, *sim.block.position, sim.block.angle, *last], np.float64)
+
+    def _staged(self, moment: np.ndarray) -> Any:
+        """Return another simulation that shows a moment; this one's shall not be touched."""
+        if self._stage is None:
+            self._stage = _import_simulator().PushTEnv(obs_type="state", render_mode="rgb_array")
+            self._stage.reset(seed=0)
+        stage = self._stage
+        stage.agent.position, stage.block.angle = tuple(moment[:2]), float(moment[4])
+        stage.block.position = tuple(moment[2:4])  # after the angle, which turns about the centre of mass
+        for body in (stage.agent, stage.block):
+            stage.space.reindex_shapes_for_body(body)
+        stage._last_action = None if np.isnan(moment[5:]).any() else moment[5:]
+        return stage
 
     def close(self) -> None:
         """Free the simulation."""

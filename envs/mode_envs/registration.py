@@ -28,6 +28,7 @@ class EnvEntry:
         has_expert: Whether `mode_envs.experts` can solve it.
         opengl: Whether its pictures need OpenGL.
         kwargs: Arguments of the class that select the task.
+        initial_states: Number of initial states that the benchmark publishes for its evaluation, 0 for none.
         demonstration: Arguments that differ where it is demonstrated rather than evaluated.
     """
 
@@ -39,6 +40,7 @@ class EnvEntry:
     has_expert: bool = False
     opengl: bool = False
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    initial_states: int = 0
     demonstration: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -69,9 +71,10 @@ _LIBERO = tuple(
         entry_point="mode_envs.libero:LiberoEnv",
         max_steps=suite.max_steps,
         instruction=instruction(task),
-        has_expert=suite.key == "object",
+        has_expert=True,
         opengl=True,
         kwargs={"suite": suite.key, "task": task},
+        initial_states=50,
         demonstration={"initial_states": "drawn"},
     )
     for suite in LIBERO_SUITES.values()

@@ -103,8 +103,37 @@ class Renderer:
             self._options.geomgroup[group] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._posed = mujoco.MjData(model)
         _OPEN.add(self)
         _close_all_at_exit()
+
+    def posed(
+        self,
+        positions: np.ndarray,
+        mocap_positions: np.ndarray | None = None,
+        mocap_quaternions: np.ndarray | None = None,
+    ) -> Any:
+        """Return ``mujoco.MjData`` in which bodies, cameras and lights are where a configuration puts them.
+
+        After a step, a simulation's own data show them where they were *before* its last integration, which
+        the state that results does not tell. Drawing this instead makes pictures a function of the state. The
+        object is reused by the next call.
+
+        Args:
+            positions: ``qpos``, float64 ``(nq,)``.
+            mocap_positions: Of bodies that are moved from outside, ``(nmocap, 3)``.
+            mocap_quaternions: ``(nmocap, 4)``.
+        """
+        data = self._posed
+        data.qpos[:] = positions
+        if mocap_positions is not None:
+            data.mocap_pos[:] = mocap_positions
+        if mocap_quaternions is not None:
+            data.mocap_quat[:] = mocap_quaternions
+        self._mujoco.mj_kinematics(self._model, data)
+        self._mujoco.mj_comPos(self._model, data)
+        self._mujoco.mj_camlight(self._model, data)
+        return data
 
     def render(self, data: Any, camera: str, size: tuple[int, int] | None = None) -> np.ndarray:
         """Return what a named camera sees, uint8 ``(height, width, 3)``, first row on top."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ import numpy as np
 
 from mode_envs.contract import ObservationDict
 from mode_envs.fleet import LaneWork, simulators
-from mode_envs.lanes import Advance, Begin, Reply, Video
+from mode_envs.lanes import Advance, Begin, Reply
 from mode_envs.suites import EnvTask
+from mode_envs.worker import Notify
 from mode_policy.errors import ConfigError, SimulatorError
 
 
@@ -43,8 +44,8 @@ class RolloutPolicy(Protocol):
             observations: N mappings of feature key → ``(H, ...)``, oldest first; before an episode's H-th
                 observation, its first one is repeated.
             instructions: N texts.
-            noise_seeds: N pairs: a hash of task and episode seed, and the number of the decision within the
-                episode. Seeding noise with them keeps an episode independent of its neighbours.
+            noise_seeds: N pairs: a hash of what names the episode (`noise_seed`), and the number of the
+                decision within it. Seeding noise with them keeps an episode independent of its neighbours.
 
         Returns:
             Float32 ``(N, chunk, A)``, raw units.
@@ -53,10 +54,19 @@ class RolloutPolicy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
-    """An episode to run: the task and the seed of its reset."""
+    """An episode to run.
+
+    Attributes:
+        task: The task.
+        seed: Seed of its reset.
+        initial_state: Number of the published initial state that it starts from; None where the seed decides.
+        repeat: Tells apart episodes with the same start: each draws other noise for the policy.
+    """
 
     task: EnvTask
     seed: int
+    initial_state: int | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +75,28 @@ class EpisodeResult:
 
     Attributes:
         task: Name of the task.
-        seed: Seed of the reset.
+        seed, initial_state, repeat: As in `EpisodeSpec`.
         success: Whether it was solved.
         steps: Control steps executed.
         return_: Sum of rewards.
         metrics: Best value of each metric of the environment, e.g. ``coverage`` of Push-T.
         seconds: Wall-clock time from its beginning to its end, shared with the other lanes.
         restarts: How often it was restored after the death of its worker process.
-        frames: uint8 ``(F, height, width, 3)`` if it was recorded: the first and last moment and every
-            ``stride``-th between.
+        snapshots: Float64 ``(F, S)`` if they were asked for: the first and last moment and every ``film``-th
+            between.
     """
 
     task: str
     seed: int
+    initial_state: int | None
+    repeat: int
     success: bool
     steps: int
     return_: float
     metrics: dict[str, float]
     seconds: float = field(compare=False)
     restarts: int = field(compare=False)
-    frames: np.ndarray | None = field(compare=False, repr=False)
+    snapshots: np.ndarray | None = field(compare=False, repr=False)
 
 
 def rollout(
@@ -94,12 +106,12 @@ def rollout(
     execute: int,
     lanes: int = 16,
     workers: int | None = None,
-    record: Collection[int] = (),
-    video: Video | None = None,
+    film: int = 0,
     on_episode: Callable[[int, EpisodeResult], None] | None = None,
     options: Mapping[str, Any] | None = None,
     max_restarts: int = 3,
     timeout: float = 120.0,
+    notify: Notify = lambda _: None,
 ) -> list[EpisodeResult]:
     """Run episodes with a policy.
 
@@ -110,12 +122,14 @@ def rollout(
         lanes: Environments in flight at once, which is the largest batch. Results may depend on it as far as
             the policy's arithmetic depends on the size of its batch, and on nothing below.
         workers: Processes that the lanes are spread over; 0 runs them in this one, None takes one per core.
-        record: Indices of episodes to film.
-        video: Size and stride of the pictures.
+        film: Steps from one snapshot to the next, of which videos can be made (`mode_envs.drawing`); 0 for
+            none.
         on_episode: Called with index and result as soon as an episode ends.
         options: Arguments of the environments, e.g. ``{"obs_mode": "both"}``.
         max_restarts: Deaths of worker processes that one episode may live through.
-        timeout: Seconds within which a process must answer, or it counts as dead.
+        timeout: Seconds within which a process must answer, or it counts as dead; it has longer for its first
+            answer, and where it begins several episodes.
+        notify: Told in a sentence that the simulators take long to begin.
 
     Returns:
         One result per episode, in the order of ``episodes``.
@@ -131,7 +145,7 @@ def rollout(
     workers = min(len(crew), (os.cpu_count() or 1) if workers is None else workers)
     queue = iter(enumerate(episodes))
     results: dict[int, EpisodeResult] = {}
-    with simulators(workers, max_restarts, timeout) as simulate:
+    with simulators(workers, max_restarts, timeout, notify) as simulate:
         while True:
             for lane in crew:
                 if lane.work is None and (upcoming := next(queue, None)) is not None:
@@ -141,9 +155,10 @@ def rollout(
                         env_id=spec.task.env_id,
                         max_steps=spec.task.max_steps,
                         seed=spec.seed,
+                        reset={} if spec.initial_state is None else {"init_state_id": spec.initial_state},
                         history=policy.history,
                         options=options or {},
-                        video=(video or Video()) if index in record else None,
+                        film=film,
                     )
                     lane.start(index, spec, begin)
             _decide(policy, crew, execute)
@@ -160,8 +175,11 @@ def rollout(
 
 
 def noise_seed(spec: EpisodeSpec) -> int:
-    """Return a 63-bit hash of task and seed, so that equal seeds of two tasks draw different noise."""
-    digest = hashlib.blake2b(f"{spec.task.task.name}:{spec.seed}".encode(), digest_size=8).digest()
+    """Return a 63-bit hash of what names an episode: equal seeds of two tasks draw different noise."""
+    name = f"{spec.task.task.name}:{spec.seed}"
+    if spec.initial_state is not None or spec.repeat:
+        name += f":{spec.initial_state}:{spec.repeat}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -189,13 +207,15 @@ class _Lane:
         return EpisodeResult(
             task=self.spec.task.task.name,
             seed=self.spec.seed,
+            initial_state=self.spec.initial_state,
+            repeat=self.spec.repeat,
             success=reply.outcome.success,
             steps=reply.outcome.steps,
             return_=reply.outcome.return_,
             metrics=reply.outcome.metrics,
             seconds=time.perf_counter() - self._since,
             restarts=work.restarts,
-            frames=reply.outcome.frames,
+            snapshots=reply.outcome.snapshots,
         )
 
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,6 +23,20 @@ from mode_policy.errors import ModePolicyError, SimulatorError
 
 # Workers share the machine's cores with each other and with the policy.
 _SINGLE_THREADED = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+STARTUP = 600.0
+"""Seconds that a process has for its first answer, beyond the usual: a simulator's first use on a machine may
+compile for minutes (LIBERO's does, and keeps the result), and loading a scene's textures takes half a one."""
+
+PATIENCE = 60.0
+"""Seconds of waiting for a first answer after which the user is told why."""
+
+STILL_STARTING = (
+    f"a simulator is still starting after {PATIENCE:g} s; its first use on a machine compiles code, which is "
+    f"kept, and may take minutes (at most {STARTUP / 60:g})"
+)
+
+Notify = Callable[[str], None]
 
 
 class WorkerDiedError(Exception):
@@ -34,6 +49,9 @@ class Worker:
     Args:
         factory: ``"module:name"`` of what the process calls once to get the callable that answers requests.
             Only NumPy arrays and plain data should cross.
+
+    Attributes:
+        fresh: Whether it has not answered yet.
     """
 
     def __init__(self, factory: str) -> None:
@@ -63,6 +81,8 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
             )
         self.connection = Connection(ours.detach())
+        self._sent = time.monotonic()
+        self.fresh = True  # it has not answered yet
 
     @property
     def pid(self) -> int:
@@ -75,24 +95,40 @@ class Worker:
         Raises:
             WorkerDiedError: if the process is gone.
         """
+        self._sent = time.monotonic()
         try:
             self.connection.send(request)
         except OSError as error:
             raise self._death("ended") from error
 
-    def receive(self, timeout: float) -> Any:
+    def overdue(self, timeout: float) -> bool:
+        """Whether the answer to the latest request should be here; see `receive`."""
+        return self._left(timeout) == 0
+
+    def receive(self, timeout: float, notify: Notify = lambda _: None) -> Any:
         """Return the answer to the oldest open request.
 
+        Args:
+            timeout: Seconds from the request within which the process must answer; `STARTUP` more for its
+                first answer.
+            notify: Told in a sentence that the first answer takes long.
+
         Raises:
-            WorkerDiedError: if the process is gone, or silent for ``timeout`` seconds.
+            WorkerDiedError: if the process is gone, or silent for so long.
             SimulatorError: if the callable raised.
         """
+        left = self._left(timeout)
+        patience = min(PATIENCE, left) if self.fresh else left
         try:
-            if not self.connection.poll(timeout):
-                raise self._death(f"did not answer within {timeout:g} s")
+            if not self.connection.poll(patience):
+                if patience < left:
+                    notify(STILL_STARTING)
+                if not self.connection.poll(left - patience):
+                    raise self._death(f"did not answer within {timeout + STARTUP * self.fresh:g} s")
             error, answer = self.connection.recv()
         except (OSError, EOFError) as lost:
             raise self._death("ended") from lost
+        self.fresh = False
         if error is not None:
             raise SimulatorError(error)
         return answer
@@ -103,6 +139,9 @@ class Worker:
         self._process.wait()
         self.connection.close()
         self._stderr.close()
+
+    def _left(self, timeout: float) -> float:
+        return max(0.0, self._sent + timeout + STARTUP * self.fresh - time.monotonic())
 
     def _death(self, how: str) -> WorkerDiedError:
         self._process.kill()

@@ -27,6 +27,7 @@ from mode_policy.errors import ConfigError, ModePolicyError, did_you_mean
 CONF = {
     "train": "mode_policy.conf",
     "evaluate": "mode_policy.conf.evaluate",
+    "export": "mode_policy.conf.export",
     "serve": "mode_policy.conf.serve",
     "control": "mode_policy.conf.control",
 }
@@ -37,9 +38,11 @@ console = Console(highlight=False, soft_wrap=True, markup=False)
 PATHS = (
     "certificate",
     "checkpoint",
+    "dataset.folder",
     "dataset.path",
     "init_from",
     "log",
+    "out",
     "output",
     "policy.vision.weights",
     "private_key",

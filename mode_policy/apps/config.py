@@ -9,8 +9,11 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from mode_datasets.adapt import AdaptConfig
+from mode_datasets.published import CATALOGUE
 from mode_policy.config import PolicyConfig
 from mode_policy.convention import Orientation
+from mode_policy.errors import did_you_mean
+from mode_policy.evaluation.shards import parse_shard
 from mode_policy.training.config import TrainerConfig
 
 _frozen = ConfigDict(extra="forbid")
@@ -51,8 +54,11 @@ class DatasetConfig:
     """Where demonstrations come from, and what of them is used.
 
     Attributes:
-        source: ``collect`` lets scripted experts demonstrate the task, once; ``path`` is a store there is.
-        path: of the store.
+        source: ``scripted`` lets scripted experts demonstrate the task, once; ``published`` fetches published
+            demonstrations, once; ``path`` is a store there is. A store that exists is used by each of them.
+        path: of the store; None for one in ``folder`` that is named after what is in it.
+        folder: for stores, and for what they are made of.
+        published: name in `mode_datasets.published.CATALOGUE`.
         layout: ``native`` is ours; ``replay_buffer`` is diffusion_policy's zarr format 2, read in place.
         url: where the published data can be downloaded, for messages.
         keys: of a replay buffer: feature key → name of the array.
@@ -61,6 +67,8 @@ class DatasetConfig:
         image_orientation: of a replay buffer's images.
         licence: of a replay buffer, for the record.
         episodes: demonstrations to collect of each task.
+        cameras: whose pictures collected demonstrations have.
+        size: height and width of those pictures.
         noise: standard deviation of the disturbance of the experts' executed actions, in units of half the
             action range.
         seed: root of the collected episodes' seeds.
@@ -74,8 +82,10 @@ class DatasetConfig:
         validation_fraction: share of each task's episodes that is held out.
     """
 
-    source: Literal["collect", "path"] = "path"
-    path: str
+    source: Literal["scripted", "published", "path"] = "path"
+    path: str | None = None
+    folder: str = "datasets/store"
+    published: str | None = None
     layout: Literal["native", "replay_buffer"] = "native"
     url: str | None = None
     keys: dict[str, str] = Field(default_factory=dict)
@@ -84,6 +94,8 @@ class DatasetConfig:
     image_orientation: Orientation = "upright"
     licence: str | None = None
     episodes: Annotated[int, Field(ge=1)] = 40
+    cameras: tuple[str, ...] = ()
+    size: Annotated[int, Field(ge=32)] = 128
     noise: Annotated[float, Field(ge=0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     state_keys: tuple[str, ...] | None = None
@@ -95,13 +107,29 @@ class DatasetConfig:
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
+    @model_validator(mode="after")
+    def _check(self) -> DatasetConfig:
+        if self.source == "path" and self.path is None:
+            raise ValueError("source=path needs the store's place: path=…")
+        if self.published is not None and self.published not in CATALOGUE:
+            raise ValueError(
+                f"unknown published data {self.published!r}.{did_you_mean(self.published, CATALOGUE)}"
+            )
+        if self.source == "published" and self.published is None:
+            raise ValueError(
+                "source=published, but no data are published for this task; use path or scripted"
+            )
+        return self
+
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
 class EvaluationConfig:
     """How rollouts are made.
 
     Attributes:
-        episodes: rollouts of each task; 0 only trains.
+        episodes: starts of each task; 0 only trains.
+        repeats: rollouts from each start, with other noise for the policy; None for the benchmark's own
+            number: 3 where it publishes initial states, else 1.
         seed: root of the rollouts' seeds, apart from those of the demonstrations.
         lanes: environments in flight, in one batch of inference.
         workers: processes that they are spread over; 0 for none but this one, None for one a core.
@@ -111,6 +139,7 @@ class EvaluationConfig:
     """
 
     episodes: Annotated[int, Field(ge=0)] = 20
+    repeats: Annotated[int | None, Field(ge=1)] = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 100000
     lanes: Annotated[int, Field(ge=1)] = 20
     workers: Annotated[int | None, Field(ge=0)] = None
@@ -150,7 +179,9 @@ class EvaluateConfig(EvaluationConfig):
 
     Attributes:
         checkpoint: its folder, or a run's for its newest one.
-        task: a suite, a task or several tasks; None for what the checkpoint was trained on.
+        task: a suite, a task or several of them; None for what the checkpoint was trained on.
+        shard: ``"0/4"`` to ``"3/4"`` on four machines, each of which makes its part of the rollouts; then
+            ``mode-merge`` puts the parts together.
         execute: actions of a chunk that are executed; None for the checkpoint's own number.
         sampler: fields of `SamplerConfig` that differ from the checkpoint's; None for its own.
         device: ``auto`` is a GPU where there is one.
@@ -159,6 +190,7 @@ class EvaluateConfig(EvaluationConfig):
 
     checkpoint: str
     task: str | tuple[str, ...] | None = None
+    shard: str | None = None
     execute: Annotated[int | None, Field(ge=1)] = None
     sampler: dict[str, Any] = Field(default_factory=dict)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -170,6 +202,8 @@ class EvaluateConfig(EvaluationConfig):
             raise ValueError(
                 f"there is nothing at {self.checkpoint!r}; give a run's folder or a checkpoint's"
             )
+        if self.shard is not None:
+            parse_shard(self.shard)
         if self.episodes < 1:
             raise ValueError("episodes=0 evaluates nothing; ask for at least one rollout a task")
         return self

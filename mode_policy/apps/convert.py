@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from rich.table import Column, Table
 
-from mode_datasets import disk_usage
+from mode_datasets import Provenance, disk_usage
 from mode_datasets.convert import (
     FORMATS,
     SINKS,
@@ -147,11 +147,12 @@ def _convert(arguments: argparse.Namespace) -> None:
         console.print(f"feature      {key} {feature.dtype} {feature.shape}")
     for note in source.notes:
         console.print(f"note         {note}")
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    origin = source.provenance
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     options = SinkOptions(
         features=source.features,
         convention=source.convention,
-        provenance=dataclasses.replace(source.provenance, command=command),
+        provenance=Provenance(source=origin.source, licence=origin.licence, command=command),
         overwrite=arguments.overwrite,
     )
     sink = open_sink(

@@ -1,6 +1,6 @@
-"""``mode-data``: make, look at, check and edit demonstrations.
+"""Make, look at, check and edit demonstrations, from the command line.
 
-::
+Examples::
 
     mode-data collect metaworld_mt10 episodes=50 noise=0.2
     mode-data download libero_90
@@ -15,6 +15,7 @@
     mode-data split good.zarr train.zarr test.zarr --fraction 0.1
     mode-data stats good.zarr --write
     mode-data migrate old.zarr action_kind=delta
+    mode-data expert-table --suite spatial --states 10
 
 ``mode-data COMMAND --help`` has more. Where a command takes ``--task NAME``, a store of another layout is
 read as that task's recipe (``conf/task/NAME.yaml``) says.
@@ -27,7 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mode_policy.apps import convert, data_check, data_edit, data_stores, data_view
+from mode_policy.apps import convert, data_check, data_edit, data_stores, data_view, expert_table
 from mode_policy.apps.cli import exit_codes
 from mode_policy.errors import ConfigError, did_you_mean
 
@@ -39,6 +40,7 @@ GROUPS: tuple[Callable[[Any], None], ...] = (
     data_check.add,
     data_view.add,
     data_edit.add,
+    expert_table.add,
 )
 
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``mode-data``."""
     parser = argparse.ArgumentParser(
         prog="mode-data",
-        description=__doc__,
+        description=(__doc__ or "").replace("``", "").replace("::", ":"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mode_datasets import ReplayBufferLayout, describe, disk_usage, find_stores, open_store, reading
 from mode_datasets.location import locate
-from mode_policy.apps.cli import compose, console, to_plain
+from mode_policy.apps.cli import compose, console, quote_path, to_plain
 from mode_policy.apps.config import DatasetConfig, TaskConfig
 from mode_policy.config import build
 from mode_policy.errors import ConfigError, DataError
@@ -28,9 +28,19 @@ def add(commands: Any) -> None:
         _collect,
         "let scripted experts demonstrate a task",
         "mode-data collect metaworld_mt10 episodes=50 noise=0.2 path=datasets/store/mine.zarr",
+        "mode-data collect libero_object episodes=50 cameras=agentview,eye_in_hand size=128",
+        "mode-data collect libero_goal task.tasks=turn_on_the_stove,put_the_bowl_on_the_plate --hdf5 both/",
     )
     collect.add_argument("task", help="a task of conf/task, e.g. metaworld_mt10")
-    collect.add_argument("overrides", nargs="*", metavar="key=value", help="episodes, noise, seed, path")
+    collect.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="episodes, cameras (none for no pictures), size, noise, seed, path; and task.tasks",
+    )
+    collect.add_argument(
+        "--hdf5", type=Path, metavar="FOLDER", help="also write them as LIBERO's authors do, a file a task"
+    )
     listing = add_command(
         commands, "list", _list, "list the stores below a folder", "mode-data list datasets/store"
     )
@@ -114,28 +124,40 @@ def recipe(task: str, overrides: Sequence[str] = ()) -> tuple[DatasetConfig, Tas
 
     Args:
         task: its name.
-        overrides: of the dataset, as ``key=value`` without the prefix ``dataset.``.
+        overrides: of the dataset, as ``key=value`` without the prefix ``dataset.``, and ``task.tasks=[…]``.
+            A list may do without its brackets.
 
     Raises:
         ConfigError: naming what is unknown.
     """
     if bad := [o for o in overrides if "=" not in o]:
         raise ConfigError(f"cannot read {bad[0]!r}; settings look like episodes=50")
-    data = to_plain(compose("train", [f"task={task}", *(f"dataset.{o}" for o in overrides)]))
+    data = to_plain(compose("train", [f"task={task}", *map(_override, overrides)]))
     language = data["policy"]["language"]
     return build(DatasetConfig, data["dataset"], "dataset"), build(TaskConfig, data["task"], "task"), language
 
 
 def _collect(arguments: argparse.Namespace) -> None:
-    from mode_policy.apps.dataset import get_store
+    from mode_policy.apps.collecting import check_experts
+    from mode_policy.apps.dataset import env_tasks, get_store, store_path
 
-    dataset, which, language = recipe(arguments.task, arguments.overrides)
-    if dataset.source != "collect":
-        raise ConfigError(
-            f"{arguments.task!r} has no scripted experts; its demonstrations come from "
-            f"{dataset.url or dataset.path}"
-        )
-    console.print(describe(get_store(dataset, which, language)))
+    dataset, which, _ = recipe(arguments.task, ["source=scripted", *arguments.overrides])
+    check_experts(env_tasks(which))
+    if arguments.hdf5 is not None and arguments.hdf5.exists():
+        raise DataError(f"{arguments.hdf5} exists; choose another name for --hdf5")
+    # Who trains embeds the instructions; its text encoder may not be here.
+    console.print(describe(get_store(dataset, which, language=None)))
+    if arguments.hdf5 is not None:
+        from mode_policy.apps.data import main
+
+        main(["convert", store_path(dataset, which), str(arguments.hdf5), "--to", "libero"])
+
+
+def _override(text: str) -> str:
+    key, _, value = text.partition("=")
+    if key in ("cameras", "task.tasks") and not value.startswith("["):
+        value = f"[{'' if value in ('none', 'null') else value}]"
+    return f"{key}={value}" if key == "task.tasks" else quote_path(f"dataset.{key}={value}")
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -1,28 +1,20 @@
-"""Getting demonstrations: find, collect, embed instructions; then windows for training."""
+"""Getting demonstrations: find, fetch or collect them, and read them as the configuration says."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mode_datasets import (
-    DemonstrationStore,
-    Provenance,
-    ReplayBufferLayout,
-    StoreWriter,
-    open_store,
-)
+from mode_datasets import DemonstrationStore, Provenance, ReplayBufferLayout, open_store
 from mode_datasets.adapt import AdaptConfig, adapt
 from mode_datasets.mixture import merge_instructions
 from mode_envs import EnvTask, convention, features, suite
-from mode_envs.collect import collect
 from mode_policy.apps.cli import console
+from mode_policy.apps.collecting import check_recipe, collect_store, store_name
 from mode_policy.apps.config import DatasetConfig, TaskConfig
-from mode_policy.apps.progress import bar
+from mode_policy.apps.fetching import fetch_store
 from mode_policy.convention import Convention, Side, check_same
 from mode_policy.encoders.language import embed_instructions
 from mode_policy.errors import ConfigError, DataError, did_you_mean
@@ -48,20 +40,34 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
 
 
 def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> DemonstrationStore:
-    """Open the demonstrations, collecting them first where the configuration says so.
+    """Open the demonstrations, making or fetching them first where the configuration says so.
 
     Raises:
-        DataError: if they are absent or damaged, or were embedded by another text encoder.
+        DataError: if they are absent and cannot be had, or are damaged, or if another text encoder embedded
+            them.
     """
-    path = Path(config.path).expanduser()
-    if config.source == "collect":
+    where = store_path(config, task)
+    path = Path(where).expanduser()
+    if "://" in where:
+        pass
+    elif config.source == "scripted":
         if path.exists():
-            _check_recipe(path, config, task)
+            check_recipe(path, config, env_tasks(task))
         else:
-            collect_store(path, config, task, language)
-    elif "://" not in config.path and not path.exists():
-        raise _absent(path, config)
-    return _prepared(config.path, store_layout(config, task), config.adapt, language)
+            collect_store(path, config, env_tasks(task), language)
+    elif not path.exists():
+        if config.source == "path":
+            raise _absent(path, config)
+        fetch_store(path, config, env_tasks(task))
+    return _prepared(where, store_layout(config, task), config.adapt, language)
+
+
+def store_path(config: DatasetConfig, task: TaskConfig) -> str:
+    """Return the folder or address of the store: the one that is given, or one named after what is in it."""
+    if config.path is not None:
+        return config.path
+    name = config.published if config.source == "published" else store_name(config, task, suite(task.suite))
+    return str(Path(config.folder) / f"{name}.zarr")
 
 
 def _prepared(
@@ -110,7 +116,9 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
         convention=Convention(**config.convention),
         image_orientation=config.image_orientation,
         task=env_tasks(task)[0].task,
-        provenance=Provenance(source=config.url or config.path, licence=config.licence or "unknown"),
+        provenance=Provenance(
+            source=config.url or store_path(config, task), licence=config.licence or "unknown"
+        ),
     )
 
 
@@ -132,62 +140,6 @@ def _feature(key: str, given: Mapping[str, Any]) -> Feature:
         return Feature.from_json(given)
     except TypeError as error:
         raise ConfigError(f"{where} cannot be read ({error}): {dict(given)}") from None
-
-
-def _recipe(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
-    """What determines a collection; kept in the store to know whether it can be used again."""
-    names = ",".join(t.task.name for t in tasks)
-    made = f"episodes={config.episodes} noise={config.noise:g} seed={config.seed}"
-    return f"scripted experts: {made} tasks={names}"
-
-
-def _check_recipe(path: Path, config: DatasetConfig, task: TaskConfig) -> None:
-    """Hold a store that is already there to what would be collected; it is never replaced.
-
-    Raises:
-        DataError: if it was made otherwise.
-    """
-    found, wanted = open_store(path).provenance.source, _recipe(config, env_tasks(task))
-    if found != wanted:
-        raise DataError(
-            f"{path} holds other demonstrations than asked for (there: {found}; wanted: {wanted}). Train on "
-            "what is there with dataset.source=path, collect elsewhere with dataset.path=…, or delete it"
-        )
-
-
-def collect_store(path: Path, config: DatasetConfig, task: TaskConfig, language: str | None) -> None:
-    """Collect demonstrations of scripted experts into a new store."""
-    tasks = env_tasks(task)
-    table = None if language is None else embed_instructions([t.task.instruction for t in tasks], language)
-    provenance = Provenance(
-        source=_recipe(config, tasks),
-        licence="MIT",
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    )
-    env_id = tasks[0].env_id
-    with (
-        StoreWriter(path, features(env_id), convention(env_id), provenance) as writer,
-        bar("collecting", "demonstrations") as progress,
-    ):
-        collection = collect(
-            tasks, config.episodes, seed=config.seed, workers=os.cpu_count(), noise=config.noise
-        )
-        row = progress.add_task("collecting", total=config.episodes * len(tasks), note="")
-        for episode in collection:
-            writer.append(episode)
-            report = collection.report
-            progress.update(
-                row,
-                advance=1,
-                note=f"{episode.task.name}: experts succeed {report.successes / report.attempts:.0%}",
-            )
-        if table is not None:
-            writer.set_instructions(table)
-    lowest = min(collection.report.tasks.items(), key=lambda item: item[1].success_rate)
-    console.print(
-        f"collected  {collection.report.successes} demonstrations in {collection.report.attempts} attempts, "
-        f"{collection.report.seconds:.0f} s (lowest rate: {lowest[0]} {lowest[1].success_rate:.0%})"
-    )
 
 
 def control_rate(task: EnvTask) -> float:

@@ -13,10 +13,12 @@ from mode_envs.registration import ENTRIES
 from mode_policy.apps.cli import console, program
 from mode_policy.apps.config import EvaluateConfig, TaskConfig
 from mode_policy.apps.dataset import env_tasks
+from mode_policy.apps.protocol import episodes_of
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.checkpoint import load_policy, read_description
 from mode_policy.config import SamplerConfig, build, to_dict
 from mode_policy.errors import ConfigError, did_you_mean
+from mode_policy.evaluation.shards import parse_shard
 from mode_policy.training.checkpoints import newest_checkpoint
 from mode_policy.training.metrics import read_metrics
 
@@ -27,7 +29,8 @@ def main(data: dict[str, Any]) -> None:
     config = build(EvaluateConfig, data)
     checkpoint = find_checkpoint(Path(config.checkpoint).expanduser())
     about = read_description(checkpoint)["about"]
-    tasks = chosen_tasks(config, about)
+    groups = chosen_tasks(config, about)
+    tasks = [task for group in groups.values() for task in group]
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no GPU; use device=cpu or auto")
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -42,19 +45,27 @@ def main(data: dict[str, Any]) -> None:
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
     folder = Path(config.output).expanduser() if config.output else _folder(run, about, config)
     name = _name(about, config)
-    console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {config.episodes} rollouts each")
-    evaluation = evaluate_policy(
+    rollouts = len(episodes_of(tasks, config))
+    part = "" if config.shard is None else f", of which this is shard {config.shard}"
+    console.print(f"evaluating {checkpoint} on {len(tasks)} tasks, {rollouts} rollouts{part}")
+    evaluation, folder = evaluate_policy(
         policy,
         tasks,
         config,
         folder,
         demonstrated=about.get("demonstration_seeds", []),
         execute=config.execute,
+        suites={name or "others": [t.task.name for t in group] for name, group in groups.items()}
+        if len(groups) > 1
+        else None,
+        shard=None if config.shard is None else parse_shard(config.shard),
         settings={"task": name, "checkpoint": str(checkpoint)},
         configuration=data,
         metrics=read_metrics(run / "metrics.jsonl") if run is not None else (),
     )
     announce(evaluation, folder, checkpoint)
+    if config.shard is not None:
+        console.print(f"when every shard is there: mode-merge {folder.parent}")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -73,26 +84,35 @@ def _name(about: dict[str, Any], config: EvaluateConfig) -> str:
     return task if isinstance(task, str) else ", ".join(task)
 
 
-def chosen_tasks(config: EvaluateConfig, about: dict[str, Any]) -> tuple[EnvTask, ...]:
-    """Return the tasks to evaluate: as asked for, or those of the training.
+def chosen_tasks(config: EvaluateConfig, about: dict[str, Any]) -> dict[str, tuple[EnvTask, ...]]:
+    """Return the tasks to evaluate by suite: those asked for, or those that the policy was trained on.
+
+    Tasks that are asked for by their own names come under an empty name.
 
     Raises:
-        ConfigError: if one of them is unknown, or none is named.
+        ConfigError: if a name is unknown, is given twice, or nothing says which.
     """
     if config.task is None:
         if "task" not in about:
             raise ConfigError("the checkpoint does not say what it was trained on; give task=…")
-        return env_tasks(build(TaskConfig, about["task"]))
-    if isinstance(config.task, str) and config.task in SUITES:
-        return suite(config.task)
+        trained = build(TaskConfig, about["task"])
+        return {trained.suite: env_tasks(trained)}
     names = (config.task,) if isinstance(config.task, str) else config.task
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"task={list(names)}: name each task once, and at least one")
     known = {*ENTRIES, *(e.env_id for e in ENTRIES.values())}
+    found: dict[str, tuple[EnvTask, ...]] = {}
     for name in names:
-        if name not in known:
+        if name in SUITES:
+            found[name] = suite(name)
+        elif name in known:
+            found[""] = (*found.get("", ()), env_task(name))
+        else:
             raise ConfigError(
                 f"unknown task or suite {name!r}.{did_you_mean(name, [*ENTRIES, *SUITES])} "
                 f"Suites: {', '.join(sorted(SUITES))}."
             )
-    return tuple(env_task(name) for name in names)
+    tasks = [task.task.name for group in found.values() for task in group]
+    if twice := sorted({name for name in tasks if tasks.count(name) > 1}):
+        raise ConfigError(f"task={list(names)} has {twice[0]!r} twice; name each task once")
+    return found

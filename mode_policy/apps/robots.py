@@ -74,7 +74,7 @@ def driven(
         RobotError: if it cannot be reached.
     """
     if config.kind == "simulation":
-        with RealtimeRobot(_simulation(config, action)) as robot:
+        with RealtimeRobot(simulation(config, action)) as robot:
             yield Driven(
                 robot=robot,
                 instruction=entry(config.task).instruction if config.task in ENTRIES else None,
@@ -89,20 +89,26 @@ def driven(
             raise ConfigError("robot.rate is needed: the control rate of the demonstrations, in Hz")
         arm = _lerobot(config.lerobot)
         try:
-            arm.connect()
-        except (OSError, RuntimeError) as error:
-            raise RobotError(f"the robot could not be connected: {error}") from error
-        try:
+            try:
+                arm.connect()
+            except (OSError, RuntimeError) as error:
+                raise RobotError(f"the robot could not be connected: {error}") from error
             yield Driven(
                 robot=LeRobotRobot(arm, config.rate, action_names),
                 stopper="mode_policy.apps.robots:lerobot_stopper",
                 arguments={"config": config.lerobot, "rate": config.rate},
             )
         finally:
-            arm.disconnect()
+            with contextlib.suppress(OSError, RuntimeError):  # of a part that was never connected, or is gone
+                arm.disconnect()
 
 
-def _simulation(config: RobotConfig, action: ActionConfig) -> RealtimeSpec:
+def simulation(config: RobotConfig, action: ActionConfig) -> RealtimeSpec:
+    """Return what a configured simulated robot is.
+
+    Raises:
+        ConfigError: if no task is named, or it is unknown.
+    """
     if config.task is None:
         raise ConfigError("robot.task is needed: a task such as pusht or reach-v3, or a gymnasium id")
     # Whatever is no task of ours may be an environment of somebody else's, "module:id".
@@ -152,11 +158,18 @@ def _lerobot(config: Mapping[str, Any]) -> Any:
 
 
 def lerobot_stopper(config: Mapping[str, Any], rate: float) -> Callable[[], None]:
-    """Return a function that connects to a robot whose loop has died, and makes it stay where it is."""
-    arm = _lerobot(config)
+    """Return a function that connects to a robot whose loop has died, and makes it stay where it is.
+
+    It needs the motors alone: a camera may be what failed. Where the robot has a motor bus, only that is
+    connected, because connecting the robot configures its motors, and for this many let go of them.
+    """
+    arm = _lerobot({key: value for key, value in config.items() if key != "cameras"})
 
     def stop() -> None:
-        arm.connect(calibrate=False)
+        if hasattr(arm, "bus"):
+            arm.bus.connect()
+        else:
+            arm.connect(calibrate=False)
         LeRobotRobot(arm, rate).stop()
 
     return stop

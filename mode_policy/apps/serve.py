@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +16,13 @@ from pydantic.dataclasses import dataclass
 
 from mode_policy.apps.cli import console, program
 from mode_policy.apps.evaluate import find_checkpoint
-from mode_policy.config import SamplerConfig, build, to_dict
+from mode_policy.config import build
 from mode_policy.deploy.policy_service import load_service
 from mode_policy.deploy.server.config import ServerConfig
 from mode_policy.deploy.server.server import PolicyServer
 from mode_policy.errors import ConfigError
+from mode_policy.inference.pool import EngineName
+from mode_policy.inference.weights import Precision
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -29,6 +32,8 @@ class ServeConfig(ServerConfig):
     checkpoint: str
     weights: Literal["ema", "raw"] = "ema"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: EngineName = "auto"
+    precision: Precision = "float32"
     threads: Annotated[int | None, Field(ge=1)] = None
     sampler: dict[str, Any] = Field(default_factory=dict)
 
@@ -50,16 +55,24 @@ def main(data: dict[str, Any]) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     path = find_checkpoint(Path(config.checkpoint).expanduser())
-    service = load_service(path, device=choose_device(config.device), weights=config.weights)
-    changes = {k: v for k, v in config.sampler.items() if v is not None}
-    own = service.policy.config
-    sampler = build(SamplerConfig, to_dict(own.sampler) | changes, "sampler")
-    service.policy.config = replace(own, sampler=sampler)
+    service = load_service(
+        path,
+        device=choose_device(config.device),
+        weights=config.weights,
+        sampler=config.sampler,
+        engine=config.engine,
+        precision=config.precision,
+    )
+    console.print(f"engine     {service.engines.engine}: {service.engines.reason}")
     seconds = service.warm_up()
     server = PolicyServer(
         service, ServerConfig(**{f.name: getattr(config, f.name) for f in fields(ServerConfig)})
     )
     asyncio.run(_serve(server, path, seconds))
+    if server.busy:  # Python would wait for its thread, for ever
+        console.print("an inference did not end in time; leaving it")
+        console.file.flush()
+        os._exit(1)
 
 
 async def _serve(server: PolicyServer, path: Path, seconds: float) -> None:

@@ -27,9 +27,10 @@ from mode_policy.apps.dataset import (
     store_path,
 )
 from mode_policy.apps.evaluate import find_checkpoint
+from mode_policy.apps.fit import check_fit
 from mode_policy.apps.launch import restarted, start_processes
 from mode_policy.apps.progress import bar
-from mode_policy.apps.rollouts import announce, check_fit, evaluate_policy
+from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
@@ -118,7 +119,7 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     if not config.evaluation.episodes:
         console.print(f"checkpoint {summary.checkpoint}")
         return
-    evaluation = evaluate_policy(
+    evaluation, _ = evaluate_policy(
         load_policy(summary.checkpoint, weights=config.evaluation.weights, device=policy.device),
         tasks,
         config.evaluation,

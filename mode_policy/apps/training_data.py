@@ -76,8 +76,6 @@ def training_data(
         windows,
         _sampler(windows, config, processes),
         workers=config.dataset.workers,
-        # Threads of a GPU's runtime do not survive a fork.
-        start="spawn" if torch.cuda.is_available() else "fork",
         pin_memory=torch.cuda.is_available() and trainer.device != "cpu",
     )
     return TrainingData(windows, batch, validation)

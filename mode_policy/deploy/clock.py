@@ -34,6 +34,25 @@ class MonotonicClock:
             time.sleep(left)
 
 
+class VirtualClock:
+    """A clock that stands still while anything computes, and is moved by those who sleep on it.
+
+    With a robot and inference that live on the same clock, a run depends on nothing but its seed, and is as
+    fast as the processor.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        """Return the seconds that were slept."""
+        return self._now
+
+    def sleep_until(self, deadline: float) -> None:
+        """Make it that time."""
+        self._now = max(self._now, deadline)
+
+
 @dataclass
 class Pacer:
     """Deadlines ``start + k/rate``; being late once does not shift the later ones.

@@ -8,8 +8,9 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 _frozen = ConfigDict(extra="forbid")
-Positive = Annotated[float, Field(gt=0)]
-PerDimension = float | tuple[float, ...]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PerDimension = Number | tuple[Number, ...]
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
@@ -27,7 +28,7 @@ class StrategyConfig:
     name: Literal["synchronous", "asynchronous", "ensembling", "rtc"] = "rtc"
     execute: Annotated[int | None, Field(ge=1)] = None
     mask: Literal["exponential", "linear", "none"] = "exponential"
-    decay: float = 0.01
+    decay: Number = 0.01
     every: Annotated[int, Field(ge=1)] = 1
 
 
@@ -68,7 +69,7 @@ class LateConfig:
 
     behaviour: Literal["hold", "slow_to_stop", "safe_pose"] = "hold"
     stop_seconds: Positive = 0.3
-    pose: tuple[float, ...] | None = None
+    pose: tuple[Number, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> LateConfig:
@@ -102,16 +103,16 @@ class SafetyConfig:
     """
 
     dataset_bounds: bool = True
-    margin: Annotated[float, Field(ge=0)] = 0.05
+    margin: Annotated[Number, Field(ge=0)] = 0.05
     low: PerDimension | None = None
     high: PerDimension | None = None
     velocity: PerDimension | None = None
     acceleration: PerDimension | None = None
     jerk: PerDimension | None = None
-    workspace_low: tuple[float, ...] | None = None
-    workspace_high: tuple[float, ...] | None = None
+    workspace_low: tuple[Number, ...] | None = None
+    workspace_high: tuple[Number, ...] | None = None
     gripper_ticks: Annotated[int, Field(ge=1)] = 1
-    gripper_threshold: float = 0.0
+    gripper_threshold: Number = 0.0
     stale_after: Positive = 0.5
     images_frozen_after: Positive | None = None
     states_frozen_after: Positive | None = None

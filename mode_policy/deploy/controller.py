@@ -14,7 +14,7 @@ import numpy as np
 from mode_policy.deploy.clock import Clock, MonotonicClock, Pacer, use_real_time_priority
 from mode_policy.deploy.config import LoopConfig, StrategyConfig
 from mode_policy.deploy.guard import ObservationGuard, Seen
-from mode_policy.deploy.inference import Inference
+from mode_policy.deploy.inference import ChunkSource
 from mode_policy.deploy.interventions import BLIND, Intervention, names
 from mode_policy.deploy.quiet import deferred_signals, no_collections
 from mode_policy.deploy.robots.base import RobotInterface, RobotObservation
@@ -35,7 +35,7 @@ class Controller:
 
     Args:
         robot: what is driven.
-        inference: running; what answers.
+        inference: what answers.
         strategy: which action a tick gets.
         safety: what every command has to pass.
         guard: what every observation has to pass.
@@ -46,7 +46,7 @@ class Controller:
         loop: settings of the loop.
         telemetry: where each tick is recorded.
         watchdog: told of each tick, or None.
-        clock: for tests.
+        clock: that of robot and inference; the system's by default.
         seed: of the noise of each decision; None leaves it to the policy.
         episode: its number, for the telemetry.
         say: called with a line of text when something happens that a person should know.
@@ -55,7 +55,7 @@ class Controller:
     def __init__(
         self,
         robot: RobotInterface,
-        inference: Inference,
+        inference: ChunkSource,
         strategy: Strategy,
         safety: SafetyFilter,
         guard: ObservationGuard,
@@ -78,7 +78,7 @@ class Controller:
         self.prompt, self.mask, self.seed, self.episode, self.say = prompt, mask, seed, episode, say
         self.loop, self.stop_after = loop or LoopConfig(), stop_after
         self.telemetry, self.watchdog, self.clock = telemetry, watchdog, clock or MonotonicClock()
-        self._history: deque[Mapping[str, np.ndarray]] = deque(maxlen=history)
+        self._history: deque[RobotObservation] = deque(maxlen=history)
         self._chunks: deque[Chunk] = deque(maxlen=max(1, strategy.keep))
         self._filter, self._seen, self._delays = FilterState(), Seen(), Delays()
         self._counts: Counter[str] = Counter()
@@ -107,12 +107,15 @@ class Controller:
                     use_real_time_priority(self.loop.priority)
                 first = self.robot.observe()
                 # Halfway between two observations of a robot with its own clock, whatever the jitter of both.
-                pacer.start = first.time + 0.5 / self.rate
-                behind = int(max(0.0, (self.clock.now() - pacer.start) * self.rate)) + 1
+                now = self.clock.now()
+                pacer.start = min(first.time, now) + 0.5 / self.rate
+                behind = int(max(0.0, (now - pacer.start) * self.rate)) + 1
                 pacer.start += behind / self.rate
                 outcome, error = self._loop(pacer, ticks)
             finally:
                 self.robot.stop()
+        if self._interrupted:  # perhaps in the very tick that ended it
+            outcome = "interrupted"
         return Summary(
             outcome=outcome,
             ticks=pacer.tick - pacer.skipped,
@@ -141,11 +144,14 @@ class Controller:
                 return "interrupted", ""
             if self.telemetry.stop_requested:
                 self._count(Intervention.EMERGENCY_STOP)
+                nothing = RobotObservation(arrays={}, time=started)
+                self._record(tick, due, started, nothing, None, None, Intervention.EMERGENCY_STOP, skipped)
                 return "emergency stop", ""
             if self.inference.error is not None:
                 return "inference failed", str(self.inference.error)
             if pacer.skipped - skipped > self.guard.stale_after * self.rate:
-                self._chunks.clear()  # the loop was away; what it was about to do belongs to the past
+                self._forget()  # the loop was away; what it was about to do belongs to the past
+                self._filter = self._filter.at_rest()
             skipped = pacer.skipped
             observation = self.robot.observe()
             self._info = observation.info
@@ -162,13 +168,14 @@ class Controller:
             self._seen, observation.arrays, observation.time, started, self._is_moving()
         )
         self._seen = opinion.seen
-        self._report("; ".join(opinion.problems))
+        self._report("; ".join(filter(None, (observation.trouble, *opinion.problems))))
         self._receive(tick)
         blind = bool(opinion.interventions & BLIND)
         if blind:
-            self._chunks.clear()  # the robot is held; afterwards a new chunk is needed
+            self._forget()  # the robot is held; afterwards everything begins anew
         else:
-            self._history.append(observation.arrays)
+            if not self._history or observation.time > self._history[-1].time:
+                self._history.append(observation)
             self._ask(tick)
         proposal = None if blind else self.strategy.action(tick, self._chunks)
         if proposal is None and not blind and self.inference.pending:
@@ -194,7 +201,8 @@ class Controller:
         delay = self._delays.estimate
         if not self.inference.ready or not self.strategy.wants(tick, self._chunks, delay):
             return
-        seen = [self._history[0]] * ((self._history.maxlen or 1) - len(self._history)) + list(self._history)
+        seen = [o.arrays for o in self._history]
+        seen = [seen[0]] * ((self._history.maxlen or 1) - len(seen)) + seen
         request: dict[str, Any] = {key: np.stack([o[key] for o in seen]) for key in self.guard.shapes}
         if self.prompt is not None:
             request["prompt"] = self.prompt
@@ -219,6 +227,12 @@ class Controller:
             self._delays = self._delays.add(tick - answer.tick)
         self._arrived = (tick - answer.tick, answer.seconds, answer.policy_seconds)
         self.telemetry.record_chunk(chunk.observed, chunk.start, tick, self._asked[1], chunk.actions)
+
+    def _forget(self) -> None:
+        """Drop chunks, also one that is on its way, and observations: what follows does not continue them."""
+        self._chunks.clear()
+        self._history.clear()
+        self.inference.discard()
 
     def _is_moving(self) -> bool:
         step = self._filter.valid if self.safety.is_delta else self._filter.step

@@ -62,6 +62,9 @@ class ObservationGuard:
         if now - captured > self.stale_after:
             flags |= Intervention.OBSERVATION_STALE
             problems.append(f"the observation is {now - captured:.2f} s old")
+        if captured > now + self.stale_after:
+            flags |= Intervention.OBSERVATION_INVALID
+            problems.append(f"the observation is from {captured - now:.2f} s ahead; is it another clock's?")
         for key, shape in self.shapes.items():
             value = arrays.get(key)
             if value is None:

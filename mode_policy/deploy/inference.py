@@ -1,59 +1,27 @@
 """Inference beside the control loop: requests go in, chunks come out, and the loop never waits.
 
-An `Endpoint` is something that answers requests one at a time and may be lost at any moment: a policy in
-this process (`mode_policy.deploy.policy_service`), in a child process
-(`mode_policy.deploy.inference_worker`), or on a server (`RemoteEndpoint`). `Inference` gives it a thread,
-opens it again when it was lost, and keeps the newest answer.
-
-A request is a plain map: feature key → ``(H, …)`` oldest first, ``prompt`` → instruction, and optionally
-``rtc`` → what the chunk continues, ``seed`` → two integers that determine the noise. An answer has
-``actions`` ``(C, A)`` and ``policy_timing`` → ``infer_ms``.
+`Inference` gives an endpoint (`mode_policy.deploy.endpoints`) a thread, opens it again when it was lost, and
+keeps the newest answer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
-from mode_policy.deploy.client import ConnectionLostError, PolicyClient, RefusedError, WireError
+from mode_policy.deploy.endpoints import Endpoint, EndpointLostError
 from mode_policy.errors import InferenceError
 
 #: Seconds between two attempts to reach a lost endpoint.
 RETRY = 0.25
-
-
-class EndpointLostError(Exception):
-    """The endpoint died or cannot be reached; opening it again may help."""
-
-
-class Endpoint(Protocol):
-    """What answers requests. All calls come from one thread, except ``close``."""
-
-    def open(self) -> Mapping[str, Any]:
-        """Make it ready, and return what it says about its policy.
-
-        Raises:
-            EndpointLostError: if that failed but may work later.
-            InferenceError: if it never will.
-        """
-
-    def infer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Answer a request.
-
-        Raises:
-            EndpointLostError: if it is gone; it must be opened again.
-            InferenceError: if it refuses the request.
-        """
-
-    def close(self) -> None:
-        """Let it go; a call that is under way ends with an error."""
+#: What an endpoint says about its policy that the loop was built around.
+BUILT_AROUND = ("features", "history", "chunk", "action_min", "action_max", "instructions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,69 +43,42 @@ class Answer:
     first: bool
 
 
-class RemoteEndpoint:
-    """A policy server."""
+class ChunkSource(Protocol):
+    """What the control loop needs of inference; none of it may wait, but `wait`."""
 
-    def __init__(self, client: PolicyClient) -> None:
-        self._client = client
+    #: Why no request will ever be answered, e.g. an unknown instruction; None while all is well.
+    error: InferenceError | None
+    #: How often the endpoint was lost.
+    losses: int
+    #: Why it is not reached now, or "".
+    trouble: str
 
-    def open(self) -> Mapping[str, Any]:
-        """Connect."""
-        with _translated():
-            return self._client.metadata
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be worked on at once."""
 
-    def infer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Ask the server."""
-        with _translated():
-            return self._client.infer(request)
+    @property
+    def pending(self) -> bool:
+        """Whether a request is being worked on."""
 
-    def close(self) -> None:
-        """End the connection."""
-        self._client.close()
+    def submit(self, tick: int, request: Mapping[str, Any]) -> bool:
+        """Hand over a request, unless one is being worked on or the endpoint is down; return whether."""
 
+    def poll(self) -> Answer | None:
+        """Return an answer once, or None."""
 
-@contextlib.contextmanager
-def _translated() -> Any:
-    try:
-        yield
-    except ConnectionLostError as error:
-        raise EndpointLostError(str(error)) from error
-    except (RefusedError, WireError) as error:
-        raise InferenceError(str(error)) from error
+    def wait(self, until: float) -> None:
+        """Wait for an answer until a time of the clock, for ticks that have no action at all."""
 
-
-class DelayedEndpoint:
-    """Answers ``seconds`` after the request at the earliest: for experiments with slow inference."""
-
-    def __init__(self, endpoint: Endpoint, seconds: float) -> None:
-        self._endpoint, self._seconds = endpoint, seconds
-
-    def open(self) -> Mapping[str, Any]:
-        """Open what is delayed."""
-        return self._endpoint.open()
-
-    def infer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Answer late."""
-        due = time.monotonic() + self._seconds
-        answer = self._endpoint.infer(request)
-        time.sleep(max(0.0, due - time.monotonic()))
-        return answer
-
-    def close(self) -> None:
-        """Close what is delayed."""
-        self._endpoint.close()
+    def discard(self) -> None:
+        """Forget the request that is being worked on and its answer: it belongs to the past."""
 
 
 class Inference:
-    """A thread that asks an endpoint, one request at a time.
-
-    The control loop calls `submit` and `poll`, which return at once. Use it as a context manager.
+    """A `ChunkSource`: a thread that asks an endpoint, one request at a time. Use it as a context manager.
 
     Attributes:
         metadata: what the endpoint said about its policy, once it was reached.
-        error: why no request will ever be answered, e.g. an unknown instruction; None while all is well.
-        losses: how often the endpoint was lost.
-        trouble: why it is not reached now, or "".
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -163,16 +104,25 @@ class Inference:
         """Whether a request is being worked on."""
         return self._request is not None
 
-    def wait_until_ready(self, seconds: float) -> Mapping[str, Any]:
+    def wait_until_ready(
+        self, seconds: float, say: Callable[[str], None] = lambda why: None
+    ) -> Mapping[str, Any]:
         """Wait for the endpoint before a run begins; return its metadata.
+
+        Args:
+            seconds: for which it is waited.
+            say: called once if there is something to wait for, with what it is.
 
         Raises:
             InferenceError: if it cannot be reached in time, or never will be.
         """
-        deadline = time.monotonic() + seconds
+        deadline, said = time.monotonic() + seconds, False
         while not self._ready.wait(0.05):
             if self.error is not None:
                 raise self.error
+            if self.trouble and not said:
+                say(f"{self.trouble}; trying for {seconds:g} s")
+                said = True
             if time.monotonic() > deadline:
                 raise InferenceError(f"no inference within {seconds:g} s: {self.trouble or 'it is starting'}")
         return self.metadata
@@ -188,7 +138,10 @@ class Inference:
 
     def poll(self) -> Answer | None:
         """Return an answer once, or None."""
-        answer, self._answer = self._answer, None
+        if self._answer is None:
+            return None
+        with self._changed:  # else an answer that comes between reading and forgetting would be lost
+            answer, self._answer = self._answer, None
         return answer
 
     def wait(self, until: float) -> None:
@@ -200,18 +153,28 @@ class Inference:
                     return
 
     def discard(self) -> None:
-        """Forget the request that is being worked on and its answer: a new episode has begun."""
+        """Forget the request that is being worked on and its answer: it belongs to the past."""
         with self._changed:
             self._answer = None
             if self._request is not None:
                 self._request = (-1, *self._request[1:])
 
     def _run(self) -> None:
+        try:
+            self._answer_requests()
+        except InferenceError as error:
+            self._give_up(error)
+        except Exception as error:  # a thread that died silently would leave the robot held for ever
+            self._give_up(InferenceError(f"inference failed: {type(error).__name__}: {error}"))
+        finally:
+            self._endpoint.close()  # what was opened while `__exit__` closed it
+
+    def _answer_requests(self) -> None:
         first = True
         while not self._closing:
             try:
                 if not self._ready.is_set():
-                    self.metadata = self._endpoint.open()
+                    self._open()
                     self.trouble, first = "", True
                     self._ready.set()
                 with self._changed:
@@ -228,19 +191,23 @@ class Inference:
                 self.trouble = str(lost)
                 self._finish(None)
                 time.sleep(RETRY)
-            except InferenceError as error:
-                self.error = error
-                self._finish(None)
-                return
-            except Exception as error:  # a thread that died silently would leave the robot held for ever
-                self.error = InferenceError(f"inference failed: {type(error).__name__}: {error}")
-                self._finish(None)
-                return
+
+    def _open(self) -> None:
+        said = self._endpoint.open()
+        changed = [key for key in BUILT_AROUND if self.metadata and said.get(key) != self.metadata.get(key)]
+        if changed:
+            raise InferenceError(
+                f"another policy answers now, with other {', '.join(changed)}; start again to use it"
+            )
+        self.metadata = said
 
     def _read(self, answer: Mapping[str, Any], since: float, first: bool) -> Answer:
         actions = np.asarray(answer.get("actions", ()), np.float32)
-        if actions.ndim != 2 or not len(actions):
-            raise InferenceError(f"the answer holds actions of shape {actions.shape}; expected (C, A)")
+        expected = len(self.metadata.get("action_min", ())) or "A"
+        if actions.ndim != 2 or not len(actions) or expected not in ("A", actions.shape[1]):
+            raise InferenceError(
+                f"the answer holds actions of shape {actions.shape}; expected (C, {expected})"
+            )
         timing = answer.get("policy_timing")
         inside = timing.get("infer_ms", 0.0) if isinstance(timing, Mapping) else 0.0
         now = time.monotonic()
@@ -250,15 +217,13 @@ class Inference:
         with self._changed:
             tick = self._request[0] if self._request is not None else -1
             if answer is not None and tick >= 0:
-                self._answer = Answer(
-                    tick=tick,
-                    actions=answer.actions,
-                    seconds=answer.seconds,
-                    policy_seconds=answer.policy_seconds,
-                    first=answer.first,
-                )
+                self._answer = replace(answer, tick=tick)
             self._request = None
             self._changed.notify_all()
+
+    def _give_up(self, error: InferenceError) -> None:
+        self.error = error
+        self._finish(None)
 
     def __enter__(self) -> Inference:
         self._thread.start()

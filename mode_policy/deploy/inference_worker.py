@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mode_policy.deploy.client import WireError, pack, unpack
-from mode_policy.deploy.inference import EndpointLostError
+from mode_policy.deploy.endpoints import EndpointLostError
 from mode_policy.errors import InferenceError, ModePolicyError
 
 LOADING = 120.0
@@ -32,6 +32,8 @@ class ProcessEndpoint:
         checkpoint: its folder.
         device: "cpu" or "cuda".
         weights: "ema" or "raw".
+        engine: what computes (`mode_policy.inference.pool.EnginePool`).
+        precision: of its large weights.
         threads: of torch in the child.
         timeout: seconds within which it must answer, or it counts as dead.
     """
@@ -42,10 +44,19 @@ class ProcessEndpoint:
         *,
         device: str = "cpu",
         weights: str = "ema",
+        engine: str = "auto",
+        precision: str = "float32",
         threads: int = 1,
         timeout: float = 30.0,
     ) -> None:
-        settings = {"checkpoint": str(checkpoint), "device": device, "weights": weights, "threads": threads}
+        settings = {
+            "checkpoint": str(checkpoint),
+            "device": device,
+            "weights": weights,
+            "engine": engine,
+            "precision": precision,
+            "threads": threads,
+        }
         self._settings = json.dumps(settings)
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +77,8 @@ class ProcessEndpoint:
         """
         self._kill()
         ours, theirs = socket.socketpair()
-        self._said.truncate(0)
+        self._said.seek(0)  # the child writes where this file stands
+        self._said.truncate()
         with theirs:
             self._process = subprocess.Popen(
                 [
@@ -147,9 +159,9 @@ def main() -> None:
 
     from mode_policy.deploy.policy_service import LocalEndpoint, load_service
 
-    torch.set_num_threads(settings["threads"])
+    torch.set_num_threads(settings.pop("threads"))
     try:
-        service = load_service(settings["checkpoint"], device=settings["device"], weights=settings["weights"])
+        service = load_service(settings.pop("checkpoint"), **settings)
         endpoint = LocalEndpoint(service)
         connection.send_bytes(pack(dict(endpoint.open())))
     except ModePolicyError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 
 from mode_policy.checkpoint import load_policy, read_description
+from mode_policy.config import SamplerConfig, build, to_dict
 from mode_policy.diffusion.prefix import Prefix, soft_mask
 from mode_policy.errors import DataError, InferenceError, ModePolicyError
+from mode_policy.inference.pool import EngineName, EnginePool
+from mode_policy.inference.weights import Precision
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import ACTION, Observation, feature_kind
 
@@ -30,16 +34,32 @@ class PolicyService:
     Args:
         policy: ready to act.
         about: what its checkpoint says about its origin.
+        engine: what computes; see `mode_policy.inference.pool.EnginePool`.
+        precision: of its large weights.
+
+    Raises:
+        PlanError: if that engine cannot run this policy.
     """
 
-    def __init__(self, policy: MoDEPolicy, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        policy: MoDEPolicy,
+        about: Mapping[str, Any] | None = None,
+        engine: EngineName = "auto",
+        precision: Precision = "float32",
+    ) -> None:
         self.policy = policy.eval()
+        self.engines = EnginePool(self.policy, engine, precision)
         self.history = policy.config.history
         self.observed = {k: f for k, f in policy.features.items() if feature_kind(k) != "action"}
         self.metadata = describe(policy, about or {})
 
     def warm_up(self) -> float:
-        """Act on zeros twice, as the first time is slow; return the seconds of the second."""
+        """Act on zeros twice, as the first time is slow; return the seconds of the second.
+
+        Also once with a chunk to continue, which takes another way through the sampler.
+        """
+        self.engines.prepare(1)
         zeros = {
             k: np.zeros((self.history, *f.shape), np.uint8 if feature_kind(k) == "image" else np.float32)
             for k, f in self.observed.items()
@@ -47,6 +67,8 @@ class PolicyService:
         table = self.policy.instructions
         request = {**zeros, PROMPT: table.instructions[0]} if table is not None else dict(zeros)
         self.infer([request])
+        kept = np.zeros((self.policy.config.chunk, self.policy.action_dim), np.float32)
+        self.infer([request | {RTC: {"actions": kept, "fixed": 1}}])
         start = time.perf_counter()
         self.infer([request])
         return time.perf_counter() - start
@@ -70,7 +92,7 @@ class PolicyService:
         def draw() -> Tensor:
             return torch.stack([one() for one in noise]).to(policy.device)
 
-        actions = policy.act(observation, noise=draw, prefix=self._prefix(requests))
+        actions = self.engines.act(observation, draw, self._prefix(requests))
         return list(actions.float().cpu().numpy())
 
     def check(self, request: Mapping[str, Any]) -> None:
@@ -214,12 +236,33 @@ class LocalEndpoint:
         """Nothing to let go."""
 
 
-def load_service(checkpoint: str | Path, *, device: str = "cpu", weights: str = "ema") -> PolicyService:
+def load_service(
+    checkpoint: str | Path,
+    *,
+    device: str = "cpu",
+    weights: str = "ema",
+    sampler: Mapping[str, Any] | None = None,
+    engine: EngineName = "auto",
+    precision: Precision = "float32",
+) -> PolicyService:
     """Load a checkpoint, ready to answer.
+
+    Args:
+        checkpoint: its folder.
+        device: "cpu" or "cuda".
+        weights: "ema" or "raw".
+        sampler: fields of its `SamplerConfig` to change; those that are None stay.
+        engine: see `PolicyService`.
+        precision: see `PolicyService`.
 
     Raises:
         CheckpointError: if it is incomplete or damaged.
+        ConfigError: if the sampler's fields do not fit.
+        PlanError: if that engine cannot run this policy.
     """
     assert weights in ("ema", "raw")
     policy = load_policy(checkpoint, weights=weights, device=device)  # type: ignore[arg-type]
-    return PolicyService(policy, read_description(Path(checkpoint))["about"])
+    changes = {k: v for k, v in (sampler or {}).items() if v is not None}
+    changed = build(SamplerConfig, to_dict(policy.config.sampler) | changes, "sampler")
+    policy.config = replace(policy.config, sampler=changed)
+    return PolicyService(policy, read_description(Path(checkpoint))["about"], engine, precision)

@@ -1,26 +1,31 @@
-"""What must not disturb a control loop: signals in the middle of a command, garbage collection."""
+"""What must not disturb a control loop: signals inside a command, garbage collection, terminals."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+#: Ctrl-C, a polite end, and a terminal that was closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def deferred_signals(requested: Callable[[], None]) -> Iterator[None]:
-    """Within this context Ctrl-C and SIGTERM only call ``requested``, however often they come.
+    """Within this context the `SIGNALS` only call ``requested``, however often they come.
 
     So a command is never cut in half, and the robot is stopped before the program ends. A loop that hangs
     and no longer looks is the watchdog's business.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        for which in (signal.SIGINT, signal.SIGTERM):
-            before[which] = signal.signal(which, lambda *_: requested())
+        for which in SIGNALS:
+            if signal.getsignal(which) is not signal.SIG_IGN:  # as `nohup` has it
+                before[which] = signal.signal(which, lambda *_: requested())
     try:
         yield
     finally:
@@ -39,3 +44,26 @@ def no_collections() -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def beside(write: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """Yield a function that has lines written by a thread: it returns at once, even if nobody reads them.
+
+    A terminal that was paused, or a pipe that is full, must not stop a robot's loop. What cannot be written
+    is lost.
+    """
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        while (line := lines.get()) is not None:
+            with contextlib.suppress(OSError):
+                write(line)
+
+    thread = threading.Thread(target=run, name="writer", daemon=True)
+    thread.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        thread.join(timeout=1.0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mode_policy.deploy.bounds import bounds, check, vector
 from mode_policy.deploy.config import ActionConfig, LateConfig, SafetyConfig
 from mode_policy.deploy.interventions import NONE, Intervention
 from mode_policy.deploy.motion import Motion, MotionLimits, limit, stop_plan
@@ -43,6 +44,11 @@ class FilterState:
     motion: Motion | None = None
     side: np.ndarray | None = None
     asked: np.ndarray | None = None
+
+    def at_rest(self) -> FilterState:
+        """Return the state of a robot that has had the time to stop where the last command led."""
+        motion = None if self.motion is None else Motion.at_rest(self.motion.position)
+        return replace(self, motion=motion, step=None if self.step is None else np.zeros_like(self.step))
 
 
 class Verdict(NamedTuple):
@@ -80,13 +86,13 @@ class SafetyFilter:
         low: Sequence[float] | np.ndarray | None = None,
         high: Sequence[float] | np.ndarray | None = None,
     ) -> None:
-        _check(action, late, dim)
+        check(action, safety, late, dim)
         self.dim, self.late, self.is_delta = dim, late, action.kind == "delta"
         self.grip = np.array(sorted(action.gripper), int)
         self.move = np.array([i for i in range(dim) if i not in action.gripper], int)
         self.threshold, self.gripper_ticks = safety.gripper_threshold, safety.gripper_ticks
         self.fading_ticks = max(1, round(late.stop_seconds * rate))
-        self.low, self.high = _bounds(safety, dim, low, high)
+        self.low, self.high = bounds(safety, dim, low, high)
         self.sensors = np.array(action.measured if action.measured is not None else [-1] * dim, int)
         self.scale = action.scale
         self.box_low, self.box_high = self._box(safety)
@@ -102,9 +108,9 @@ class SafetyFilter:
         self.unnamed = NONE if safety.jerk is not None else Intervention.JERK
         self.unnamed |= NONE if safety.acceleration is not None else Intervention.ACCELERATION
         if safety.velocity is not None:
-            velocity = _vector("velocity", safety.velocity, dim)[self.move]
+            velocity = vector("velocity", safety.velocity, dim)[self.move]
             higher = [("acceleration", safety.acceleration), ("jerk", safety.jerk)]
-            others = [None if v is None else _vector(n, v, dim)[self.move] for n, v in higher]
+            others = [None if v is None else vector(n, v, dim)[self.move] for n, v in higher]
             self.limits = MotionLimits.per_second(rate, velocity, *others)
 
     def _box(self, safety: SafetyConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -161,6 +167,8 @@ class SafetyFilter:
         flags |= debounced
         command, motion, limited = self._limit(state, command, self.measure(robot_state))
         flags |= limited if valid else limited & Intervention.WORKSPACE
+        if not np.isfinite(command).all():  # cannot be, and must not be sent if it is
+            return Verdict(None, flags | Intervention.ACTION_INVALID, replace(state, late=state.late + 1))
         new = FilterState(
             last=command,
             valid=command if valid else state.valid,
@@ -258,43 +266,3 @@ def _why(motion: Motion, wish: np.ndarray, after: Motion, limits: MotionLimits) 
     flags |= Intervention.ACCELERATION if (np.abs(a) > limits.acceleration).any() else NONE
     flags |= Intervention.JERK if (np.abs(a - motion.acceleration) > limits.jerk).any() else NONE
     return flags or Intervention.BRAKING
-
-
-def _vector(name: str, value: float | Sequence[float] | np.ndarray, dim: int) -> np.ndarray:
-    vector = np.asarray(value, np.float64)
-    if vector.ndim > 0 and vector.shape != (dim,):
-        raise ConfigError(f"{name} has {len(vector)} numbers, the action has {dim} dimensions")
-    return np.broadcast_to(vector, (dim,)).copy()
-
-
-def _bounds(
-    safety: SafetyConfig,
-    dim: int,
-    low: Sequence[float] | np.ndarray | None,
-    high: Sequence[float] | np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Intersect the demonstrations' range, widened, with the user's bounds."""
-    lower = _vector("low", -np.inf if safety.low is None else safety.low, dim)
-    upper = _vector("high", np.inf if safety.high is None else safety.high, dim)
-    if safety.dataset_bounds and low is not None and high is not None:
-        smallest, largest = _vector("the smallest action", low, dim), _vector("the largest action", high, dim)
-        wider = safety.margin * (largest - smallest)
-        lower, upper = np.maximum(lower, smallest - wider), np.minimum(upper, largest + wider)
-    return lower, upper
-
-
-def _check(action: ActionConfig, late: LateConfig, dim: int) -> None:
-    if bad := [i for i in action.gripper if i >= dim]:
-        raise ConfigError(f"action.gripper names dimension {bad[0]}, the action has {dim} (counted from 0)")
-    if action.measured is not None and len(action.measured) != dim:
-        raise ConfigError(
-            f"action.measured has {len(action.measured)} entries, the action has {dim} dimensions; "
-            "give one for each, -1 where nothing measures it"
-        )
-    if late.behaviour == "safe_pose":
-        if action.kind == "delta":
-            raise ConfigError(
-                "late.behaviour=safe_pose needs actions that are positions; use hold or slow_to_stop"
-            )
-        if late.pose is None or len(late.pose) != dim:
-            raise ConfigError(f"late.pose={late.pose} must have {dim} numbers, one for each action dimension")

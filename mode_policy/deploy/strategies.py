@@ -124,6 +124,8 @@ class RealTimeChunking(Asynchronous):
         if not chunks:
             return None
         rest = chunks[-1].actions[max(0, tick - chunks[-1].start) :]
+        # What is not finite is not executed either.
+        rest = rest[: int(np.logical_and.accumulate(np.isfinite(rest).all(1)).sum())]
         return Continuation(actions=rest, fixed=min(delay, len(rest))) if len(rest) else None
 
 

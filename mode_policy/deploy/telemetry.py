@@ -122,7 +122,7 @@ class Telemetry:
         actions: Sequence[str],
         states: Sequence[str] = (),
         chunk: int = 1,
-        cameras: Mapping[str, tuple[int, int, int]] | None = None,
+        cameras: Mapping[str, tuple[int, ...]] | None = None,
         title: str = "",
         shared: bool = True,
     ) -> Telemetry:

@@ -1,9 +1,9 @@
 """A process that stops the robot when the control loop dies or hangs.
 
-The loop sends it a byte in every tick. If none comes for too long, or the pipe closes without a farewell, the
-watchdog first ends the loop's process for good (one that comes back later must not go on commanding), then
-calls the stopper. That is a function which it made at the start of the run, so that nothing needs to be
-imported or connected when it counts.
+The loop sends it a byte in every tick. If none comes for too long, the watchdog first ends the loop's process
+for good (one that comes back later must not go on commanding), then calls the stopper. It also does so if the
+pipe closes without a farewell, which only a loop that ended without an error sends. The stopper is a function
+which it made at the start of the run, so that nothing needs to be imported when it counts.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._pipe, FAREWELL)
+        if error is None:  # else the robot may not have been stopped, and the watchdog makes sure of it
+            with contextlib.suppress(OSError):
+                os.write(self._pipe, FAREWELL)
         os.close(self._pipe)
         try:
             self._process.wait(timeout=5)
@@ -123,7 +124,7 @@ def watch(pipe: int, seconds: float, loop: int, stop: Callable[[], None]) -> Non
         if data:
             begun = True
             continue
-        how = "died" if ready else f"was silent for {seconds:g} s"
+        how = "ended unexpectedly" if ready else f"was silent for {seconds:g} s"
         print(f"watchdog: the control loop {how}; stopping the robot", file=sys.stderr, flush=True)
         if not ready:
             with contextlib.suppress(ProcessLookupError):

@@ -37,6 +37,13 @@ def masked_mean(value_BCA: Tensor, is_pad_BC: Tensor) -> Tensor:
     return (value_BCA * keep_BC1).sum() / (keep_BC1.sum() * value_BCA.shape[-1]).clamp(min=1)
 
 
+def sample_means(value_BCA: Tensor, is_pad_BC: Tensor) -> Tensor:
+    """Each sample's part of `masked_mean`, ``(B,)``, times B, so that the mean of them is the masked mean."""
+    keep_BC1 = (~is_pad_BC).unsqueeze(-1).to(value_BCA.dtype)
+    entries = (keep_BC1.sum() * value_BCA.shape[-1]).clamp(min=1)
+    return (value_BCA * keep_BC1).sum((1, 2)) * (len(value_BCA) / entries)
+
+
 def add_noise(action_BCA: Tensor, sigma_B: Tensor, noise_BCA: Tensor) -> Tensor:
     """Return ``a + σn``."""
     return torch.addcmul(action_BCA, noise_BCA, sigma_B[:, None, None])

@@ -26,11 +26,13 @@ def coverage_score(coverage: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """One evaluated episode. A task and a seed name it.
+    """One evaluated episode. Task, start (initial state, or seed) and repeat name it.
 
     Attributes:
         task: Name of the task.
-        seed: Seed of the environment's reset.
+        seed: Seed of the environment's reset, and of the policy's noise.
+        initial_state: Number of the benchmark's initial state that it started from; None if the seed decided.
+        repeat: Tells apart episodes with the same start, in which the policy drew other noise.
         success: Whether the task was solved at any step.
         steps: Environment steps until success or the end.
         return_: Sum of rewards (``"return"`` in JSON).
@@ -48,6 +50,8 @@ class EpisodeRecord:
     success: bool
     steps: int
     return_: float
+    initial_state: int | None = None
+    repeat: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     restarts: int = 0
@@ -57,15 +61,28 @@ class EpisodeRecord:
         for name, value in {"return": self.return_, "seconds": self.seconds, **self.metrics}.items():
             if not math.isfinite(value):
                 raise ResultsError(
-                    f"episode {self.task!r}, seed {self.seed}: {name} is {value}; "
+                    f"episode {self.task!r}, {self.label}: {name} is {value}; "
                     "look for non-finite actions or rewards in this episode"
                 )
+
+    @property
+    def start(self) -> tuple[str, int]:
+        """What the episode started from: episodes of two policies are compared if they share it."""
+        return ("seed", self.seed) if self.initial_state is None else ("initial state", self.initial_state)
+
+    @property
+    def label(self) -> str:
+        """The episode within its task, e.g. ``"seed 7"`` or ``"initial state 3, repeat 1"``."""
+        kind, number = self.start
+        return f"{kind} {number}" + (f", repeat {self.repeat}" if self.repeat else "")
 
     def outcome(self) -> dict[str, Any]:
         """Return what depends on the policy and the seed alone, JSON-ready."""
         return {
             "task": self.task,
             "seed": int(self.seed),  # simulators hand over NumPy scalars, which JSON refuses
+            "initial_state": None if self.initial_state is None else int(self.initial_state),
+            "repeat": int(self.repeat),
             "success": bool(self.success),
             "steps": int(self.steps),
             "return": float(self.return_),
@@ -75,6 +92,28 @@ class EpisodeRecord:
     def run(self) -> dict[str, Any]:
         """Return what a repeat of the episode may change, JSON-ready."""
         return {"seconds": float(self.seconds), "restarts": int(self.restarts), "video": self.video}
+
+    @classmethod
+    def from_json(cls, outcome: Mapping[str, Any], run: Mapping[str, Any]) -> EpisodeRecord:
+        """Build a record from `outcome` and `run`; records of earlier versions lack initial state and repeat.
+
+        Raises:
+            KeyError, TypeError, ValueError: if something is missing or malformed.
+        """
+        state = outcome.get("initial_state")
+        return cls(
+            task=str(outcome["task"]),
+            seed=int(outcome["seed"]),
+            initial_state=None if state is None else int(state),
+            repeat=int(outcome.get("repeat", 0)),
+            success=bool(outcome["success"]),
+            steps=int(outcome["steps"]),
+            return_=float(outcome["return"]),
+            metrics={name: float(value) for name, value in outcome["metrics"].items()},
+            seconds=float(run["seconds"]),
+            restarts=int(run["restarts"]),
+            video=run["video"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

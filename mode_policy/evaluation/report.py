@@ -37,10 +37,10 @@ class Video:
 
 
 def episode_videos(evaluation: Evaluation, folder: Path | str) -> list[Video]:
-    """Return the videos that the episodes name, in ``folder``, captioned by task, seed and outcome."""
+    """Return the videos that the episodes name, in ``folder``, captioned by task, start and outcome."""
     return [
         Video(
-            caption=f"{e.task}, seed {e.seed}: {'success' if e.success else 'failure'} after {e.steps} steps",
+            caption=f"{e.task}, {e.label}: {'success' if e.success else 'failure'} after {e.steps} steps",
             source=Path(folder) / e.video,
             success=e.success,
         )
@@ -125,25 +125,28 @@ def _success(evaluation: Evaluation) -> str:
         said = escape(result.instruction)
         head = f'<th scope="row">{escape(name)}<small title="{said}">{said}</small></th>'
         rows.append(f"<tr>{head}{_row(rest)}</tr>")
-    name, *rest = evaluation.overall.row(metrics)
+    feet = []
+    for result in (*evaluation.suite_results, evaluation.overall):
+        name, *rest = result.row(metrics)
+        feet.append(f'<tr><th scope="row">{escape(name)}</th>{_row(rest)}</tr>')
     table = (
         '<div class="scroll"><table><caption>Mean steps are those of successful episodes.</caption>'
         f"<thead><tr>{''.join(f'<th scope="col">{escape(head)}</th>' for head in heads)}</tr></thead>\n"
         f"<tbody>{'\n'.join(rows)}</tbody>\n"
-        f'<tfoot><tr><th scope="row">{escape(name)}</th>{_row(rest)}</tr></tfoot></table></div>'
+        f"<tfoot>{''.join(feet)}</tfoot></table></div>"
     )
     plot = plots.svg(plots.success_plot(evaluation), f"Success rate per task. {evaluation.headline()}")
     failed = [
         (
             task.name,
-            ", ".join(str(e.seed) for e in evaluation.episodes if e.task == task.name and not e.success),
+            ", ".join(e.label for e in evaluation.episodes if e.task == task.name and not e.success),
         )
         for task in evaluation.tasks
         if task.successes < task.episodes
     ]
     count = evaluation.overall.episodes - evaluation.overall.successes
     failures = (
-        f"<details><summary>Seeds of the {count} failed episodes</summary>{plain_table(failed)}</details>"
+        f"<details><summary>Starts of the {count} failed episodes</summary>{plain_table(failed)}</details>"
     )
     return f'<div class="pair"><figure>{plot}</figure>{table}</div>\n{failures if failed else ""}'
 

@@ -26,38 +26,52 @@ class Evaluation:
 
     Attributes:
         tasks: One result per task, in the order given.
+        suites: Names of the tasks of each suite, if they come from several.
         overall: All episodes pooled.
-        episodes: The records, by task and then by seed, whatever order they finished in.
+        episodes: The records, by task, start and repeat, whatever order they finished in.
         settings: How it was made, JSON-ready: checkpoint, seeds, sampler, steps, execute, versions, command.
     """
 
     tasks: tuple[TaskResult, ...]
+    suites: dict[str, tuple[str, ...]]
     overall: TaskResult
     episodes: tuple[EpisodeRecord, ...]
     settings: dict[str, Any]
 
     @classmethod
     def from_records(
-        cls, records: Iterable[EpisodeRecord], tasks: Sequence[Task], settings: Mapping[str, Any]
+        cls,
+        records: Iterable[EpisodeRecord],
+        tasks: Sequence[Task],
+        settings: Mapping[str, Any],
+        suites: Mapping[str, Sequence[str]] | None = None,
     ) -> Evaluation:
         """Summarise ``records``; a task without any appears with 0 episodes.
+
+        Args:
+            records: Of all episodes.
+            tasks: In the order of the results.
+            settings: JSON-ready.
+            suites: Names of the tasks of each suite, where a result for each is wanted.
 
         Raises:
             ResultsError: for a record of an unknown task, an episode that appears twice, or settings that
                 JSON cannot hold (paths and other objects are kept as text).
         """
-        of_task: dict[str, dict[int, EpisodeRecord]] = {task.name: {} for task in tasks}
+        of_task: dict[str, dict[tuple[int, int, int], EpisodeRecord]] = {task.name: {} for task in tasks}
         for record in records:
             if record.task not in of_task:
                 raise ResultsError(
                     f"a record names task {record.task!r}.{did_you_mean(record.task, of_task)}"
                 )
-            if record.seed in of_task[record.task]:
+            state = -1 if record.initial_state is None else record.initial_state
+            key = (state, record.seed, record.repeat)
+            if key in of_task[record.task]:
                 raise ResultsError(
-                    f"episode {record.task!r}, seed {record.seed} appears twice; evaluate with distinct seeds"
+                    f"episode {record.task!r}, {record.label} appears twice; evaluate with distinct seeds"
                 )
-            of_task[record.task][record.seed] = record
-        ordered = {name: [seeds[seed] for seed in sorted(seeds)] for name, seeds in of_task.items()}
+            of_task[record.task][key] = record
+        ordered = {name: [found[key] for key in sorted(found)] for name, found in of_task.items()}
         episodes = [record for group in ordered.values() for record in group]
         try:
             plain = json.loads(json.dumps(dict(settings), allow_nan=False, default=str))
@@ -65,15 +79,28 @@ class Evaluation:
             raise ResultsError(f"settings cannot be written as JSON: {error}") from error
         return cls(
             tasks=tuple(TaskResult.from_records(t.name, t.instruction, ordered[t.name]) for t in tasks),
+            suites={suite: tuple(names) for suite, names in (suites or {}).items()},
             overall=TaskResult.from_records(OVERALL, "", episodes),
             episodes=tuple(episodes),
             settings=plain,
         )
 
+    @property
+    def suite_results(self) -> list[TaskResult]:
+        """One result per suite."""
+        return [
+            TaskResult.from_records(suite, "", [e for e in self.episodes if e.task in names])
+            for suite, names in self.suites.items()
+        ]
+
     def outcome(self) -> dict[str, Any]:
         """Return the part that two runs with the same policy, seeds and settings must share exactly."""
         return {
             "tasks": [task.to_json() for task in self.tasks],
+            "suites": [
+                {"tasks": list(names), **result.to_json()}
+                for names, result in zip(self.suites.values(), self.suite_results, strict=True)
+            ],
             "overall": self.overall.to_json(),
             "episodes": [episode.outcome() for episode in self.episodes],
         }
@@ -98,27 +125,16 @@ class Evaluation:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ResultsError(f"results of format {found!r}, but this version reads format {FORMAT}")
         try:
-            records = [
-                EpisodeRecord(
-                    task=str(episode["task"]),
-                    seed=int(episode["seed"]),
-                    success=bool(episode["success"]),
-                    steps=int(episode["steps"]),
-                    return_=float(episode["return"]),
-                    metrics={name: float(value) for name, value in episode["metrics"].items()},
-                    seconds=float(run["seconds"]),
-                    restarts=int(run["restarts"]),
-                    video=run["video"],
-                )
-                for episode, run in zip(data["episodes"], data["run"], strict=True)
-            ]
+            pairs = zip(data["episodes"], data["run"], strict=True)
+            records = [EpisodeRecord.from_json(episode, run) for episode, run in pairs]
+            suites = {suite["name"]: suite["tasks"] for suite in data.get("suites", ())}
             tasks = [Task(name=task["name"], instruction=task["instruction"]) for task in data["tasks"]]
             settings = dict(data["settings"])
         except KeyError as error:
             raise ResultsError(f"results lack {error.args[0]!r}; evaluate again to make them") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise ResultsError(f"results are malformed ({error}); evaluate again to make them") from error
-        return cls.from_records(records, tasks, settings)
+        return cls.from_records(records, tasks, settings, suites)
 
     def write(self, path: Path | str) -> Path:
         """Write `to_json` to ``path`` (usually ``evaluation.json``), sorted and whole or not at all."""
@@ -158,9 +174,11 @@ class Evaluation:
         )
         for column in ("success", "interval", "episodes", "mean steps", *metrics):
             table.add_column(escape(column), justify="right")
-        for result in (*self.tasks, self.overall):
-            if result is self.overall:
-                table.add_section()
+        for result in self.tasks:
             name, *rest = result.row(metrics)
-            table.add_row(escape(name), *rest, style="bold" if result is self.overall else None)
+            table.add_row(escape(name), *rest)
+        for result in (*self.suite_results, self.overall):
+            table.add_section()
+            name, *rest = result.row(metrics)
+            table.add_row(escape(name), *rest, style="bold")
         return table

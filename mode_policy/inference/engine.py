@@ -42,6 +42,9 @@ class Engine(ABC):
 
     Args:
         plan: What to run.
+
+    Attributes:
+        num_draws: Noise tensors that one inference takes: the start, and the sampler's own draws.
     """
 
     #: As it is chosen by name.
@@ -50,6 +53,7 @@ class Engine(ABC):
     def __init__(self, plan: InferencePlan) -> None:
         self.plan = plan
         self.network = PlannedNetwork(plan)
+        self.num_draws = 1 + noise_draws(plan)
 
     @torch.no_grad()
     def act(
@@ -79,20 +83,27 @@ class Engine(ABC):
                 f"{observation.batch_size} observations for a plan of batch {plan.batch}; make a plan for "
                 "that batch"
             )
-        plan.check_fresh()
+        plan.check_fresh(values=False)
         synchronize(policy.device)
         start = time.perf_counter()
-        tokens_BOT, goal_BG = policy.encode(observation)
+        actions_BCA = self.run(observation, self._draws(noise, generator), prefix)
+        synchronize(policy.device)
+        seconds = time.perf_counter() - start
+        plan.check_fresh()  # with the values, which nobody had to wait for while the device was busy
+        return Inference(actions_BCA, seconds)
+
+    def run(self, observation: Observation, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
+        """Return actions in raw units; what `act` checks and times."""
+        plan, policy = self.plan, self.plan.policy
+        tokens_BOT, goal_BG = plan.encode(observation)
         plan.set_goal(goal_BG)
-        draws = self._draws(noise, generator)
         normalised_BCA = self.sample(tokens_BOT, draws, prefix)
         if policy.config.normalize_action == "min_max":
             normalised_BCA = normalised_BCA.clamp(-1, 1)
         actions_BCA = policy.action_normalizer.inverse(normalised_BCA)
         if prefix is not None:
             actions_BCA = torch.where(prefix.weights[..., None] == 1, prefix.actions, actions_BCA)
-        synchronize(policy.device)
-        return Inference(actions_BCA, time.perf_counter() - start)
+        return actions_BCA
 
     @abstractmethod
     def sample(self, tokens_BOT: Tensor, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
@@ -119,7 +130,7 @@ class Engine(ABC):
 
     def _draws(self, noise: Sequence[Tensor] | None, generator: torch.Generator | None) -> list[Tensor]:
         policy = self.plan.policy
-        needed = 1 + noise_draws(self.plan)
+        needed = self.num_draws
         if noise is not None:
             if len(noise) < needed:
                 raise PlanError(
@@ -161,7 +172,7 @@ class CompileEngine(Engine):
     ) -> Tensor:
         prefix = None
         if held_BCA is not None and weights_BC is not None:
-            prefix = _Held(held_BCA, weights_BC)
+            prefix = Held(held_BCA, weights_BC)
         return self.loop(tokens_BOT, draws, prefix)  # type: ignore[arg-type]
 
     def sample(self, tokens_BOT: Tensor, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
@@ -172,7 +183,7 @@ class CompileEngine(Engine):
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """A prefix without its checks, which have been made and would split the graph."""
 
     actions: Tensor

@@ -1,12 +1,11 @@
 """The denoiser as a plan runs it: tables instead of routers and noise embeddings, only the chosen experts.
 
 Plain tensor operations that run on any device and compile into one graph: which experts run is read from the
-    plan
-on the host, where noise alone decides; otherwise by gathering.
+plan on the host, where noise alone decides; otherwise by gathering. Norms, the sampler and everything small
+are computed in float32; in other precisions than float32 the large products are not.
 
-Legend: B batch, S sequence, D width, H hidden width, K active experts, C chunk, A action dimension, O
-    observation
-tokens.
+Legend: B batch, S sequence, D width, H hidden width, K active experts, C chunk, A action dimension,
+O observation tokens.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mode_policy.inference.plan import InferencePlan, LayerTables, bank_of
+from mode_policy.inference.plan import InferencePlan
+from mode_policy.inference.weights import ExpertWeights, Matrix
 from mode_policy.nn.block import MoDEBlock
-from mode_policy.nn.experts import SwiGLUExperts
 
 
 class PlannedNetwork:
@@ -65,14 +64,18 @@ class PlannedNetwork:
         plan, denoiser = self.plan, self.plan.policy.denoiser
         x_BSD = self.tokens(scaled_BCA, level, prefix_BSD)
         row = plan.row(level)
-        for i, (block, tables) in enumerate(zip(denoiser.blocks, plan.layers, strict=True)):
+        for i, block in enumerate(denoiser.blocks):
             assert isinstance(block, MoDEBlock)
             last = denoiser.chunk if i == len(plan.layers) - 1 else x_BSD.shape[1]
-            u_BSD = x_BSD[:, -last:] + self._attention(block, tables, x_BSD, row, last)
-            v_BSD = _unit(u_BSD) * block.expert_norm.gain
-            mixed_BSD = self._experts_of(i, block, v_BSD, level, row)
+            u_BSD = x_BSD[:, -last:] + self._attention(i, block, x_BSD, row, last)
+            v_BSD = _unit(u_BSD, block.expert_norm.gain)
+            mixed_BSD = self._experts_of(i, v_BSD, level, row)
             x_BSD = (v_BSD if block.residual == "normed" else u_BSD) + mixed_BSD
-        return F.linear(_unit(x_BSD), plan.out_weight_AD, denoiser.out.bias)
+        return self.output(x_BSD)
+
+    def output(self, x_BCD: Tensor) -> Tensor:
+        """Return F from what the last block returned for the actions."""
+        return F.linear(_unit(x_BCD.float()), self.plan.out_weight_AD, self.plan.policy.denoiser.out.bias)
 
     def tokens(self, scaled_BCA: Tensor, level: int, prefix_BSD: Tensor) -> Tensor:
         """Return the sequence ``[noise] + goal + observation + actions``, ``(B, S, D)``."""
@@ -80,56 +83,51 @@ class PlannedNetwork:
         parts = [prefix_BSD, denoiser.action_embedding(scaled_BCA) + denoiser.position[denoiser.history :]]
         if denoiser.config.noise_token:
             parts.insert(0, self.plan.noise_TD[level].expand(len(scaled_BCA), 1, -1))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).to(self.plan.stream)
 
     def chosen(self, layer: int, level: int) -> list[int]:
         """Return the experts of a layer at a noise level, where noise alone decides."""
         assert self._experts is not None
         return self._experts[layer][level]
 
-    def _attention(
-        self, block: MoDEBlock, tables: LayerTables, x_BSD: Tensor, row: Tensor | int, last: int
-    ) -> Tensor:
-        attention = block.attention
+    def _attention(self, layer: int, block: MoDEBlock, x_BSD: Tensor, row: Tensor | int, last: int) -> Tensor:
+        tables, num_heads = self.plan.layers[layer], block.attention.num_heads
         B, S, D = x_BSD.shape
-        if tables.shift_VD is not None:
-            x_BSD = x_BSD + _per_sample(tables.shift_VD[row])
-        bias = _per_sample(tables.qkv_bias_VE[row])
-        qkv_BSE = F.linear(_unit(x_BSD), tables.qkv_weight_ED) + bias
-        q_BASP, k_BASP, v_BASP = qkv_BSE.view(B, S, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-        gain_2P = attention.qk_norm.gain[:, 0]
-        q_BASP, k_BASP = _unit(q_BASP) * gain_2P[0], _unit(k_BASP) * gain_2P[1]
+        shifted_BSD = x_BSD if tables.shift_VD is None else x_BSD + _per_sample(tables.shift_VD[row])
+        unit_BSD = _unit(shifted_BSD).to(x_BSD.dtype)
+        weight_ED = Matrix(tables.qkv_weight_ED, tables.qkv_scale_E).dense(x_BSD.dtype)
+        qkv_BSE = (F.linear(unit_BSD, weight_ED) + _per_sample(tables.qkv_bias_VE[row])).to(x_BSD.dtype)
+        q_BASP, k_BASP, v_BASP = qkv_BSE.view(B, S, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+        gain_2P = block.attention.qk_norm.gain[:, 0]
+        q_BASP, k_BASP = _unit(q_BASP, gain_2P[0]), _unit(k_BASP, gain_2P[1])
         y_BASP = F.scaled_dot_product_attention(q_BASP, k_BASP, v_BASP, is_causal=True)
-        return F.linear(y_BASP.transpose(1, 2).reshape(B, S, D)[:, -last:], attention.proj.weight)
+        y_BSD = y_BASP.transpose(1, 2).reshape(B, S, D)
+        return F.linear(y_BSD[:, -last:], self.plan.weights(layer).projection_DD.dense(x_BSD.dtype))
 
-    def _experts_of(
-        self, layer: int, block: MoDEBlock, v_BSD: Tensor, level: int, row: Tensor | int
-    ) -> Tensor:
+    def _experts_of(self, layer: int, v_BSD: Tensor, level: int, row: Tensor | int) -> Tensor:
         """Weighted sum of the chosen experts, and of the shared one where there is one."""
-        bank, tables = bank_of(block), self.plan.layers[layer]
+        bank, tables = self.plan.weights(layer).experts, self.plan.layers[layer]
+        shared = self.plan.weights(layer).shared
         weight_K = tables.weight_VK[row]
         if self._experts is not None:
             chosen = self.chosen(layer, level)
             out_BSD = sum_of([weight_K[k] * _expert(bank, n, v_BSD) for k, n in enumerate(chosen)])
         else:
             # Each sample its own experts: all of them run, and a sample takes what its routing says.
-            share_BN = torch.zeros(
-                len(v_BSD), len(bank.up_weight_NED), device=v_BSD.device, dtype=v_BSD.dtype
+            share_BN = weight_K.new_zeros(len(v_BSD), len(bank.bias_NE)).scatter(
+                1, tables.expert_VK[row], weight_K
             )
-            share_BN = share_BN.scatter(1, tables.expert_VK[row], weight_K)
-            out_BSD = sum_of(
-                [share_BN[:, n, None, None] * _expert(bank, n, v_BSD) for n in range(share_BN.shape[1])]
-            )
-        if block.shared is not None:
-            assert isinstance(block.shared, SwiGLUExperts)
-            out_BSD = out_BSD + _expert(block.shared, 0, v_BSD)
-        return out_BSD
+            share_N_B11 = share_BN.to(v_BSD.dtype).t()[:, :, None, None]
+            out_BSD = sum_of([share * _expert(bank, n, v_BSD) for n, share in enumerate(share_N_B11)])
+        return out_BSD if shared is None else out_BSD + _expert(shared, 0, v_BSD)
 
 
-def _unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """``x / max(rms(x), ε)``: `mode_policy.nn.norm.RMSNorm` without its gain."""
-    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
-    return x / rms.clamp(min=eps)
+def _unit(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """``x / max(rms(x), ε) · gain``, `mode_policy.nn.norm.RMSNorm`; in float32, rounded at the end."""
+    wide = x.float()
+    rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+    unit = wide / rms.clamp(min=eps)
+    return (unit if gain is None else unit * gain).to(x.dtype)
 
 
 def _per_sample(rows: Tensor) -> Tensor:
@@ -137,9 +135,10 @@ def _per_sample(rows: Tensor) -> Tensor:
     return rows if rows.ndim == 1 else rows[:, None]
 
 
-def _expert(bank: SwiGLUExperts, n: int, x_BSD: Tensor) -> Tensor:
-    linear_BSH, gate_BSH = F.linear(x_BSD, bank.up_weight_NED[n], bank.up_bias_NE[n]).chunk(2, dim=-1)
-    return F.linear(linear_BSH * F.silu(gate_BSH), bank.down_weight_NDH[n])
+def _expert(bank: ExpertWeights, n: int, x_BSD: Tensor) -> Tensor:
+    up_ED, down_DH = (m.expert(n).dense(x_BSD.dtype) for m in (bank.up_NED, bank.down_NDH))
+    linear_BSH, gate_BSH = F.linear(x_BSD, up_ED, bank.bias_NE[n].to(x_BSD.dtype)).chunk(2, dim=-1)
+    return F.linear(linear_BSH * F.silu(gate_BSH), down_DH)
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:

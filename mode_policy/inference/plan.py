@@ -10,13 +10,15 @@ The bracket on the left is a weight of its own (the norm is folded into the proj
 a row of a table. No expert is copied: engines index the stacked experts. Where the routers also look at the
 goal, there is a row for each sample of the batch, and a new instruction rewrites the tables.
 
+In the image encoders batch norms are folded into the convolutions (`mode_policy.inference.encoder`).
+
 Legend: T distinct noise levels, B batch, V rows of the tables (T, or T·B with goals), L layers, K active
-    experts,
-D width, E = 3D, C chunk, A action dimension, O observation tokens, G goal width.
+experts, D width, E = 3D, C chunk, A action dimension, O observation tokens, G goal width.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +28,21 @@ from mode_policy.config import SamplerConfig
 from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.diffusion.schedules import grid
 from mode_policy.errors import PlanError
+from mode_policy.inference.encoder import with_folded_encoder
+from mode_policy.inference.freshness import WeightsMark
+from mode_policy.inference.weights import (
+    LayerWeights,
+    Precision,
+    bank_of,
+    cast,
+    check_precision,
+    layer_weights,
+    stream_type,
+)
 from mode_policy.nn.block import MoDEBlock
 from mode_policy.nn.denoiser import Denoiser
-from mode_policy.nn.experts import SwiGLUExperts
 from mode_policy.policy import MoDEPolicy
+from mode_policy.types import Observation
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +50,9 @@ class LayerTables:
     """What one layer knows beforehand, a row for each noise level (and sample, where goals matter).
 
     Attributes:
-        qkv_weight_ED: query, key and value projection with the norm's gain folded in.
+        qkv_weight_ED: query, key and value projection with the norm's gain folded in, in the plan's
+            precision.
+        qkv_scale_E: float32 scale of each of its outputs, for precisions of 8 bits.
         qkv_bias_VE: its bias with the noise embedding's part.
         shift_VD: noise embedding that is added before the norm (residual form ``paper``), else None.
         expert_VK: int64 numbers of the experts that run, best first.
@@ -45,6 +60,7 @@ class LayerTables:
     """
 
     qkv_weight_ED: Tensor
+    qkv_scale_E: Tensor | None
     qkv_bias_VE: Tensor
     shift_VD: Tensor | None
     expert_VK: Tensor
@@ -68,17 +84,28 @@ class InferencePlan:
         policy: In evaluation mode; it is referred to, not copied.
         sampler: Which sampler, steps and grid; the policy's own by default.
         batch: Samples per call B, guidance not counted.
+        precision: Of the large weights; see `mode_policy.inference.weights`.
 
     Raises:
-        PlanError: if a router looks at the tokens, the batch is not positive, or the policy is in training
-            mode.
+        PlanError: if a router looks at the tokens, the batch is not positive, the precision is unknown, or
+            the policy is in training mode or its weights were freed.
     """
 
-    def __init__(self, policy: MoDEPolicy, sampler: SamplerConfig | None = None, batch: int = 1) -> None:
+    def __init__(
+        self,
+        policy: MoDEPolicy,
+        sampler: SamplerConfig | None = None,
+        batch: int = 1,
+        precision: Precision = "float32",
+    ) -> None:
         _check(policy, batch)
+        check_precision(precision)
+        if any(block.attention.proj.weight.numel() == 0 for block in _blocks(policy.denoiser)):
+            raise PlanError("the policy's weights were freed for another plan; load the checkpoint again")
         self.policy = policy
         self.sampler = sampler or policy.config.sampler
-        self.batch = batch
+        self.precision: Precision = precision
+        self.stream = stream_type(precision, policy.device)
         self.sigmas = grid(
             self.sampler.schedule, self.sampler.steps, self.sampler.sigma_min, self.sampler.sigma_max
         )
@@ -87,14 +114,77 @@ class InferencePlan:
         denoiser = policy.denoiser
         self.uses_goal = denoiser.config.router.goal
         self.guided = self.sampler.guidance != 1.0
-        self.rows = batch * (2 if self.guided else 1)
         sigma_T = torch.tensor([level.sigma for level in self.levels], device=policy.device)
         self.noise_TD = denoiser.sigma_embedding(sigma_T.log()[:, None] / 4).detach()
-        self.goal_BD = self.noise_TD.new_zeros(self.rows, denoiser.config.dim)
-        gain_1D = denoiser.norm.gain
-        self.out_weight_AD = (denoiser.out.weight * gain_1D).detach()
-        self.layers = [self._layer(block) for block in _blocks(denoiser)]
+        self.out_weight_AD = (denoiser.out.weight * denoiser.norm.gain).detach()
+        blocks = _blocks(denoiser)
+        self._cast = None if precision == "float32" else [layer_weights(b, precision) for b in blocks]
+        qkv = [cast(b.attention.qkv.weight * b.attention_norm.gain, precision) for b in blocks]
+        self._resize(batch)
+        self.layers = [
+            LayerTables(q.value, q.scale, *self._tables(b)) for q, b in zip(qkv, blocks, strict=True)
+        ]
+        self._observer = with_folded_encoder(policy, self.stream)
         self._mark = WeightsMark(policy)
+
+    def for_batch(self, batch: int) -> InferencePlan:
+        """Return a plan for another batch that shares this one's weights, at next to no cost.
+
+        Raises:
+            PlanError: if the batch is not positive, or this plan's weights have changed.
+        """
+        _check(self.policy, batch)
+        self.check_fresh()
+        other = copy.copy(self)
+        other._resize(batch)
+        if self.uses_goal:
+            other.layers = [
+                LayerTables(layer.qkv_weight_ED, layer.qkv_scale_E, *other._tables(block))
+                for layer, block in zip(self.layers, _blocks(self.policy.denoiser), strict=True)
+            ]
+        return other
+
+    def _resize(self, batch: int) -> None:
+        self.batch = batch
+        self.rows = batch * (2 if self.guided else 1)
+        self.goal_BD = self.noise_TD.new_zeros(self.rows, self.policy.denoiser.config.dim)
+        self._goal_BG: Tensor | None = None
+
+    def weights(self, layer: int) -> LayerWeights:
+        """Return a layer's large weights: the policy's own tensors for the precision float32."""
+        if self._cast is not None:
+            return self._cast[layer]
+        block = self.policy.denoiser.blocks[layer]
+        assert isinstance(block, MoDEBlock)
+        return layer_weights(block)
+
+    def release(self) -> int:
+        """Free the policy's own large weights, which this plan holds in another precision; return the bytes.
+
+        From then on the policy acts through this plan and those of `for_batch` alone.
+
+        Raises:
+            PlanError: if the plan's precision is float32, where those weights are the plan's.
+        """
+        if self.precision == "float32":
+            raise PlanError("a plan of precision float32 uses the policy's own weights; they cannot be freed")
+        freed = 0
+        for weight in self._replaced():
+            freed += weight.numel() * weight.element_size()
+            weight.data = weight.data.new_empty(0)
+        return freed
+
+    def _replaced(self) -> list[Tensor]:
+        """The policy's weights that a plan of another precision than float32 has no use for."""
+        weights: list[Tensor] = []
+        for block in _blocks(self.policy.denoiser):
+            banks = [bank_of(block), *([] if block.shared is None else [block.shared])]
+            weights += [block.attention.proj.weight]
+            weights += [w for bank in banks for w in (bank.up_weight_NED, bank.down_weight_NDH)]  # type: ignore[attr-defined]
+            if not self.uses_goal:  # else the tables are computed anew for each instruction
+                weights += [block.attention.qkv.weight]
+                weights += [w for w in block.router.parameters() if w.ndim > 1]  # type: ignore[attr-defined]
+        return weights
 
     def level(self, sigma: float) -> int:
         """Return the row of a noise level.
@@ -109,16 +199,23 @@ class InferencePlan:
             )
         return self._index[sigma]
 
-    def check_fresh(self) -> None:
+    def check_fresh(self, values: bool = True) -> None:
         """Hold the plan to the weights that it was computed from.
+
+        Args:
+            values: also compare some values, which waits for the device.
 
         Raises:
             PlanError: if they have changed since.
         """
-        if not self._mark.holds():
+        if not (self._mark.versions_hold() and (not values or self._mark.values_hold())):
             raise PlanError(
                 "the policy's weights have changed since the plan was made; make a new InferencePlan"
             )
+
+    def encode(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Return observation tokens ``(B, O, T)`` and goal embedding ``(B, G)``; see `MoDEPolicy.encode`."""
+        return self._observer.encode(observation)
 
     @torch.no_grad()
     def set_goal(self, goal_BG: Tensor) -> None:
@@ -135,16 +232,28 @@ class InferencePlan:
             raise PlanError(
                 f"{goal_BG.shape[0]} instructions for a plan of batch {self.batch}; make another plan"
             )
+        # Looking at it would make the host wait for a GPU, so there it is taken for a new one.
+        known = self._goal_BG if goal_BG.device.type == "cpu" else None
+        if known is not None and torch.equal(known, goal_BG):
+            return
+        self._goal_BG = goal_BG.clone()
         if self.guided:
             goal_BG = torch.cat([goal_BG, torch.zeros_like(goal_BG)])
-        embedded_BD = self.policy.denoiser.goal_embedding(goal_BG)
-        self.goal_BD.copy_(embedded_BD)
+        self.goal_BD.copy_(self.policy.denoiser.goal_embedding(goal_BG))
         if self.uses_goal:
-            for old, block in zip(self.layers, _blocks(self.policy.denoiser), strict=True):
-                new = self._layer(block)
-                for name in ("qkv_bias_VE", "shift_VD", "expert_VK", "weight_VK"):
-                    if (buffer := getattr(old, name)) is not None:
-                        buffer.copy_(getattr(new, name))
+            for layer, block in zip(self.layers, _blocks(self.policy.denoiser), strict=True):
+                tables = (layer.qkv_bias_VE, layer.shift_VD, layer.expert_VK, layer.weight_VK)
+                for old, new in zip(tables, self._tables(block), strict=True):
+                    if old is not None and new is not None:
+                        old.copy_(new)
+
+    @property
+    def sequence(self) -> int:
+        """Number of tokens S of a sample."""
+        policy = self.policy
+        cameras = 0 if policy.image_encoder is None else len(policy.image_encoder.keys)
+        observed = policy.config.history * (cameras + (policy.state_encoder is not None))
+        return policy.denoiser.config.noise_token + 1 + observed + policy.config.chunk
 
     def row(self, level: int) -> Tensor | int:
         """Return the table's row of each sample at a noise level: one for all, or one each."""
@@ -157,21 +266,16 @@ class InferencePlan:
         return [set(layer.expert_VK.flatten().tolist()) for layer in self.layers]
 
     @torch.no_grad()
-    def _layer(self, block: MoDEBlock) -> LayerTables:
+    def _tables(self, block: MoDEBlock) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The last four fields of `LayerTables`."""
         condition_VD = self.noise_TD
         if self.uses_goal:
             condition_VD = (self.noise_TD[:, None] + self.goal_BD).flatten(0, 1)
-        qkv, gain_D = block.attention.qkv, block.attention_norm.gain
-        paper = block.residual == "paper"
+        qkv, paper = block.attention.qkv, block.residual == "paper"
         bias_VE = qkv.bias.expand(len(condition_VD), -1) if paper else qkv(condition_VD)
         routing = block.router(condition_VD, condition_VD[:, None])
-        return LayerTables(
-            qkv_weight_ED=(qkv.weight * gain_D).detach(),
-            qkv_bias_VE=bias_VE.clone(),
-            shift_VD=condition_VD.clone() if paper else None,
-            expert_VK=routing.expert_RK,
-            weight_VK=routing.weight_RK,
-        )
+        shift_VD = condition_VD.clone() if paper else None
+        return bias_VE.clone(), shift_VD, routing.expert_RK, routing.weight_RK
 
 
 def network_calls(sampler: SamplerConfig, sigmas: list[float]) -> list[float]:
@@ -190,34 +294,6 @@ def network_calls(sampler: SamplerConfig, sigmas: list[float]) -> list[float]:
     return list(seen)
 
 
-class WeightsMark:
-    """Tells whether a policy's weights are still those that it saw.
-
-    Changes in place raise a tensor's version; PyTorch's fused optimizers change weights without, but
-    they change all of them, so a few values of every layer are compared, too.
-    """
-
-    def __init__(self, policy: MoDEPolicy) -> None:
-        self.policy = policy
-        self.version = self._version()
-        self.probe = self._probe().clone()
-
-    def holds(self) -> bool:
-        """Whether nothing has changed."""
-        return self._version() == self.version and torch.equal(self._probe(), self.probe)
-
-    def _version(self) -> int:
-        return sum(p._version for p in self.policy.parameters())
-
-    @torch.no_grad()
-    def _probe(self) -> Tensor:
-        denoiser = self.policy.denoiser
-        parts: list[Tensor] = [denoiser.out.bias]
-        for block in _blocks(denoiser):
-            parts += [block.attention.qkv.bias[:1], bank_of(block).up_bias_NE[0, :1]]
-        return torch.cat([p.float() for p in parts])
-
-
 def _level(sigma: float, sigma_data: float) -> Level:
     total = sigma**2 + sigma_data**2
     return Level(sigma, sigma_data**2 / total, sigma * sigma_data / total**0.5, total**-0.5)
@@ -225,19 +301,6 @@ def _level(sigma: float, sigma_data: float) -> Level:
 
 def _blocks(denoiser: Denoiser) -> list[MoDEBlock]:
     return [block for block in denoiser.blocks if isinstance(block, MoDEBlock)]
-
-
-def bank_of(block: MoDEBlock) -> SwiGLUExperts:
-    """Return a block's experts.
-
-    Raises:
-        PlanError: if they are of a form that plans do not know.
-    """
-    if not isinstance(block.experts, SwiGLUExperts):
-        raise PlanError(
-            f"plans know no experts of type {type(block.experts).__name__}; call the policy itself"
-        )
-    return block.experts
 
 
 def _check(policy: MoDEPolicy, batch: int) -> None:

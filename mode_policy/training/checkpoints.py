@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from mode_policy.checkpoint import load_policy, load_training_state, save_checkpoint
-from mode_policy.config import to_dict
+from mode_policy.config import flatten, to_dict
 from mode_policy.errors import CheckpointError
 from mode_policy.files import link_atomically
 from mode_policy.normalization import statistics_to_json
@@ -182,7 +182,9 @@ def check_same_policy(saved: MoDEPolicy, policy: MoDEPolicy, checkpoint: Path) -
     Raises:
         CheckpointError: naming what differs.
     """
-    ours, theirs = (_flat(to_dict(replace(p.config, sampler=policy.config.sampler))) for p in (policy, saved))
+    ours, theirs = (
+        flatten(to_dict(replace(p.config, sampler=policy.config.sampler)), "policy.") for p in (policy, saved)
+    )
     differ = [f"{k}={theirs[k]}, now {ours[k]}" for k in ours if ours[k] != theirs[k]]
     if saved.features != policy.features:
         differ.append("the dataset's features")
@@ -194,11 +196,3 @@ def check_same_policy(saved: MoDEPolicy, policy: MoDEPolicy, checkpoint: Path) -
             f"{checkpoint} was made for another architecture or dataset: {shown}. "
             "Undo the change or start a new run"
         )
-
-
-def _flat(data: dict[str, Any], prefix: str = "policy.") -> dict[str, Any]:
-    """Flatten nested configuration to dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return found

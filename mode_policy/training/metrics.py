@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mode_policy.errors import ConfigError, DataError
-from mode_policy.files import explain_full_disk, write_text
+from mode_policy.files import explain_failed_write, write_text
 
 
 class MetricsLog:
@@ -55,7 +55,7 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append a record; it must hold ``step``."""
-        with explain_full_disk(self.path), self.path.open("a") as f:
+        with explain_failed_write(self.path), self.path.open("a") as f:
             f.write(json.dumps(dict(record)) + "\n")
         step = int(record["step"])
         if self._writer is not None:

@@ -50,7 +50,9 @@ def test_misspelt_overrides(overrides, message):
         ("policy.language=minilm", r"unknown text encoder 'minilm'. Did you mean 'minilm-l6-v2'"),
         ("policy.execute=11", r"policy: execute=11 actions of a chunk of 10"),
         ("trainer.batch_size=0", r"trainer.batch_size: .*greater than or equal to 1 \(got 0\)"),
-        ("dataset.source=hub", r"dataset.source: .*'collect' or 'path'"),
+        ("dataset.source=hub", r"dataset.source: .*'scripted', 'published' or 'path'"),
+        ("dataset.source=published", "no data are published for this task"),
+        ("dataset.published=libero_9", r"unknown published data 'libero_9'. Did you mean 'libero_90'"),
         ("policy.denoiser.num_heads=3", r"policy.denoiser: dim=16 is not a multiple of num_heads=3"),
     ],
 )
@@ -88,6 +90,7 @@ def test_a_multirun_names_its_runs():
         ("metaworld_mt11", "unknown task or suite 'metaworld_mt11'. Did you mean 'metaworld_mt10'"),
         (["reach-v3", "push"], "unknown task or suite 'push'. .*Suites: .*metaworld_mt10, .*pusht"),
         (["reach-v3", "reach-v3"], "name each task once"),
+        (["metaworld_mt10", "reach-v3"], "has 'reach-v3' twice"),
         (None, "the checkpoint does not say what it was trained on"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 import mode_datasets.frames
+from mode_datasets import DemonstrationStore, open_store
 from mode_datasets.frames import frame_reader
 from mode_datasets.location import LocalFolder, locate
 from mode_policy.errors import DataError
+
+from .conftest import CAMERA, WITH_IMAGES
 
 CODECS: dict[str, list[Any]] = {
     "raw": [],
@@ -149,6 +154,21 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert len(reader._open) == 3
     reader.close()
     np.testing.assert_array_equal(reader.read(np.array([7])), images[7:8])
+
+
+def test_files_are_closed_when_their_reader_or_store_is_dropped(
+    make_store: Callable[..., DemonstrationStore],
+) -> None:
+    store = make_store([3, 2], WITH_IMAGES)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(200):
+        reader = frame_reader(store.location, store.array(CAMERA))
+        assert reader is not None
+        reader.read(np.arange(5))
+    for _ in range(10):
+        open_store(store.location).frames(CAMERA, np.arange(5))
+    del reader
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_it_can_be_sent_to_another_process(damaged: tuple[Path, zarr.Array[Any]]) -> None:

@@ -6,13 +6,15 @@ import functools
 import http.server
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
-from mode_datasets import DemonstrationStore, Windows, WindowSpec, open_store
+from mode_datasets import BatchSampler, DemonstrationStore, Windows, WindowSpec, open_store
+from mode_datasets.loader import BatchLoader
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import ACTION
 
@@ -65,6 +67,17 @@ def served(tmp_path: Path) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.fixture
+def object_store(served: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same server as an object store: an anonymous reader asks it for nothing that it cannot answer."""
+    pytest.importorskip("aiohttp")
+    pytest.importorskip("obstore")
+    settings = {"ENDPOINT": served, "SKIP_SIGNATURE": "true", "ALLOW_HTTP": "true", "REGION": "x"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return served
+
+
 def in_memory(path: Path) -> str:
     """Copy a store into fsspec's memory."""
     memory, address = fsspec.filesystem("memory"), "/bucket/demo.zarr"
@@ -78,22 +91,11 @@ def in_memory(path: Path) -> str:
 def test_a_remote_store_reads_as_a_local_one(
     make_store: Callable[..., DemonstrationStore],
     tmp_path: Path,
-    served: str,
+    object_store: str,
     kind: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if kind != "memory":
-        pytest.importorskip("aiohttp" if kind == "http" else "obstore")
     local = make_store([5, 9, 4], WITH_IMAGES, name="bucket/demo.zarr")
-    # An anonymous reader asks an object store for nothing that this server cannot answer.
-    for name, value in (
-        ("ENDPOINT", served),
-        ("SKIP_SIGNATURE", "true"),
-        ("ALLOW_HTTP", "true"),
-        ("REGION", "x"),
-    ):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    address = {"http": f"{served}/bucket/demo.zarr", "s3": "s3://bucket/demo.zarr"}.get(kind)
+    address = {"http": f"{object_store}/bucket/demo.zarr", "s3": "s3://bucket/demo.zarr"}.get(kind)
     remote = open_store(address or in_memory(tmp_path / "bucket/demo.zarr"))
     assert remote.episode_lengths.tolist() == [5, 9, 4]
     np.testing.assert_array_equal(remote.vectors()[ACTION], local.vectors()[ACTION])
@@ -101,6 +103,22 @@ def test_a_remote_store_reads_as_a_local_one(
     np.testing.assert_array_equal(remote.frames(CAMERA, steps), local.frames(CAMERA, steps))
     batches = [Windows(s, WindowSpec(), image_keys=[CAMERA]).batch(steps) for s in (remote, local)]
     assert (batches[0].observation.images[CAMERA] == batches[1].observation.images[CAMERA]).all()
+
+
+@pytest.mark.parametrize("kind", ["http", "s3"])
+def test_loader_processes_make_connections_of_their_own(
+    make_store: Callable[..., DemonstrationStore], object_store: str, kind: str
+) -> None:
+    local = make_store([5, 9, 4], WITH_IMAGES, name="bucket/demo.zarr")
+    remote = open_store({"http": f"{object_store}/bucket/demo.zarr", "s3": "s3://bucket/demo.zarr"}[kind])
+    windows = [Windows(s, WindowSpec(), image_keys=[CAMERA]) for s in (remote, local)]
+    windows[0].batch(np.arange(4))  # has connections
+    sampler = BatchSampler(len(windows[0]), 4, seed=0)
+    with closing(BatchLoader(windows[0], sampler, workers=1)) as loader:
+        assert loader.start == "spawn"
+        for step in range(3):
+            images = windows[1].batch(sampler.indices(step)).observation.images[CAMERA]
+            assert (loader(step).observation.images[CAMERA] == images).all()
 
 
 def test_a_lost_remote_file_is_named(

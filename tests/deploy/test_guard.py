@@ -51,6 +51,13 @@ def test_old_observations_are_stale():
     assert opinion.problems == ("the observation is 0.60 s old",)
 
 
+def test_an_observation_from_the_future_has_another_clock():
+    assert not check(good(), captured=10.02, now=10.0).interventions, "clocks are read one after the other"
+    opinion = check(good(), captured=1.7e9, now=10.0)
+    assert opinion.interventions == Intervention.OBSERVATION_INVALID
+    assert "is it another clock's?" in opinion.problems[0]
+
+
 def stream(values, moving=True, dt=0.1, **safety):
     """Return the flags for a stream of observations, each a number that state and picture are made of."""
     guard, seen, flags = ObservationGuard(SHAPES, SafetyConfig(**safety)), Seen(), []

@@ -57,7 +57,9 @@ LATE = [
     start=st.tuples(st.floats(-1, 1), st.floats(-2, 2)),
 )
 def test_positions_keep_every_limit(stream, limited, late, start):
-    limits = {"velocity": 2.0, "acceleration": 20.0, "jerk": 400.0} if limited else {}
+    limits = {"velocity": 2.0, "acceleration": 20.0, "jerk": 400.0}
+    if not limited:
+        limits = {"velocity": 1e6} if late["behaviour"] == "safe_pose" else {}
     safety = make(measured=(0, 1, -1), late=late, **limits)
     verdicts = play(safety, stream, state=np.array(start))
     sent = [v.action for v in verdicts if v.action is not None]
@@ -180,6 +182,29 @@ def test_a_workspace_without_a_measurement_allows_no_motion():
     assert verdict.interventions & Intervention.WORKSPACE
 
 
+def test_demonstrations_without_a_range_are_refused():
+    with pytest.raises(ConfigError, match=r"the smallest action is .*nan.* limits nothing"):
+        SafetyFilter(
+            ActionConfig(),
+            SafetyConfig(),
+            LateConfig(),
+            dim=2,
+            rate=RATE,
+            low=[0.0, np.nan],
+            high=[1.0, 1.0],
+        )
+
+
+def test_a_robot_that_had_time_to_stop_sets_off_from_rest():
+    limits = {"velocity": 2.0, "acceleration": 20.0, "jerk": 400.0}
+    verdicts = play(make(**limits), [[0.0, 0, 0]] + [[0.9, 0, 0]] * 6)
+    moving = verdicts[-1]
+    assert moving.action[0] - verdicts[-2].action[0] > 0.01
+    rested = make(**limits).step(moving.state.at_rest(), np.array([0.9, 0, 0]))
+    step = rested.action[0] - moving.action[0]
+    assert 0 < step <= min(20.0 / RATE**2, 400.0 / RATE**3) * (1 + 1e-6)
+
+
 def test_a_reason_is_passed_on():
     first = play(make(), [[0.5, 0.5, 1.0]])[0]
     verdict = make().step(first.state, None, None, Intervention.OBSERVATION_STALE)
@@ -200,6 +225,10 @@ def test_a_reason_is_passed_on():
         ({"late": {"behaviour": "safe_pose"}}, "needs the pose"),
         ({"late": {"behaviour": "safe_pose", "pose": [0.0]}}, "must have 3 numbers"),
         ({"kind": "delta", "late": LATE[2]}, "needs actions that are positions"),
+        ({"late": LATE[2]}, "without a limit the robot would jump there"),
+        ({"low": np.nan}, "finite number"),
+        ({"velocity": np.inf}, "finite number"),
+        ({"late": {"behaviour": "safe_pose", "pose": [np.nan, 0.0, 0.0]}}, "finite number"),
         ({"kind": "position", "scale": 2.0}, "scale belongs to delta actions"),
         (
             {"measured": (0, -1, -1), "workspace_low": [0, 0], "workspace_high": [1, 1]},

@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mode_envs import env_task, rendering_available
+from mode_envs import env_task, make, rendering_available
+from mode_envs.demonstrate import Drawing
+from mode_envs.drawing import draw
 from mode_envs.fleet import _Fleet
-from mode_envs.lanes import Video
+from mode_envs.lanes import Advance, Begin, Lanes
+from mode_envs.pusht import PushTEnv
 from mode_envs.rollout import EpisodeSpec, noise_seed, rollout
 from mode_envs.suites import EnvTask
 from mode_policy.errors import ConfigError, SimulatorError
@@ -18,6 +21,7 @@ from mode_policy.types import Task
 pytest.importorskip("metaworld")
 pytest.importorskip("gym_pusht")
 
+needs_gl = pytest.mark.skipif(not rendering_available()[0], reason=rendering_available()[1])
 REACH, PICK, PUSHT = env_task("reach-v3"), env_task("pick-place-v3"), env_task("pusht")
 HOSTILE = EnvTask(
     env_id="tests.envs.hostile_env:mode-tests/hostile-v0",  # gymnasium imports the module before the colon
@@ -164,16 +168,94 @@ def test_policies_that_do_not_fit_are_refused():
         rollout(Reacher(), specs(REACH, seeds=1), execute=0)
 
 
-def test_recorded_episodes_have_frames():
-    if not rendering_available()[0]:
-        pytest.skip(rendering_available()[1])
-    episodes = specs(REACH, seeds=2) + specs(PUSHT, seeds=0)
-    video = Video(size=(40, 56), stride=7)
-    results = rollout(Reacher(), episodes, execute=4, lanes=2, workers=1, record={1}, video=video)
-    assert results[0].frames is None
-    frames = results[1].frames
-    steps = results[1].steps
-    assert frames.shape == (1 + steps // 7 + (steps % 7 > 0), 40, 56, 3)
-    assert frames.dtype == np.uint8
-    assert frames.std() > 10
+@needs_gl
+def test_videos_are_drawn_afterwards():
+    episodes = specs(REACH, seeds=2)
+    results = rollout(Reacher(), episodes, execute=4, lanes=2, workers=1, film=7)
     assert results == rollout(Reacher(), episodes, execute=4, lanes=2, workers=0)
+    drawings, drawn = [], {}
+    for spec, result in zip(episodes, results, strict=True):
+        assert len(result.snapshots) == 1 + result.steps // 7 + (result.steps % 7 > 0)
+        drawings.append(
+            Drawing(
+                env_id=spec.task.env_id,
+                max_steps=spec.task.max_steps,
+                snapshots=result.snapshots[:3],
+                cameras=("corner2",),
+                size=(40, 56),
+            )
+        )
+    draw(drawings, lambda i, pictures: drawn.update({i: pictures}), workers=2)
+    assert sorted(drawn) == [0, 1]
+    for pictures in drawn.values():
+        frames = pictures["observation.images.corner2"]
+        assert frames.shape == (3, 40, 56, 3)
+        assert frames.dtype == np.uint8
+        assert frames.std() > 10
+
+
+class Watcher(Reacher):
+    """Remembers the pictures that decisions were based on."""
+
+    def act(self, observations, *rest):
+        self.seen = [*getattr(self, "seen", []), *(o["observation.images.top"] for o in observations)]
+        return super().act(observations, *rest)
+
+
+@pytest.mark.parametrize("execute", [1, 3])
+def test_only_pictures_that_are_seen_are_drawn(monkeypatch, execute):
+    """With a history of two, two of each chunk's; and those are the ones of an environment that draws all."""
+    drawn = 0
+    picture = PushTEnv.picture
+
+    def counted(self, *arguments):
+        nonlocal drawn
+        drawn += 1
+        return picture(self, *arguments)
+
+    episodes = [EpisodeSpec(task=replace(PUSHT, max_steps=6), seed=3)]
+    run = {
+        "execute": execute,
+        "lanes": 1,
+        "workers": 0,
+        "options": {"obs_mode": "both", "image_size": (24, 24)},
+    }
+    policy = Watcher(action_size=2)
+    monkeypatch.setattr(PushTEnv, "picture", counted)
+    (result,) = rollout(policy, episodes, **run)
+    chunks = 6 // execute
+    assert drawn == 1 + chunks * min(2, execute)
+    env = make("pusht", obs_mode="both", image_size=(24, 24))
+    observation, _ = env.reset(seed=3)
+    pictures = [observation["observation.images.top"]] * 2
+    again = Reacher(action_size=2)
+    for decision in range(chunks):
+        assert np.array_equal(policy.seen[decision], np.stack(pictures[-2:]))
+        state = np.stack([observation["observation.state"]] * 2)
+        for action in again.chunk({"observation.state": state}, (noise_seed(episodes[0]), decision))[
+            :execute
+        ]:
+            observation, *_ = env.step(np.clip(action, 0, 512))
+            pictures.append(observation["observation.images.top"])
+    assert result.steps == 6
+
+
+def test_starts_and_repeats_name_an_episode():
+    spec = EpisodeSpec(task=REACH, seed=3)
+    others = [replace(spec, initial_state=0), replace(spec, initial_state=1), replace(spec, repeat=1)]
+    assert len({noise_seed(s) for s in (spec, *others)}) == 4
+    results = rollout(Reacher(), [spec, replace(spec, repeat=1)], execute=6, lanes=2, workers=0)
+    assert [r.repeat for r in results] == [0, 1]
+    assert results[0] != replace(results[1], repeat=0)
+
+
+def test_environments_of_the_task_at_hand_are_kept():
+    """Ten lanes that end in one tick must not build nine environments anew."""
+    lanes = Lanes()
+    begin = Begin(lane=0, env_id=PUSHT.env_id, max_steps=1, seed=0, history=1)
+    lanes([replace(begin, lane=i) for i in range(20)])
+    envs = {id(e.env) for e in lanes._episodes.values()}
+    lanes([Advance(lane=i, actions=np.zeros((1, 2), np.float32)) for i in range(20)])
+    lanes([replace(begin, lane=i) for i in range(20)])
+    assert {id(e.env) for e in lanes._episodes.values()} == envs
+    lanes.close()

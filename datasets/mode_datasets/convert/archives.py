@@ -131,6 +131,8 @@ class ZipLocation:
         DataError: if it is damaged or not acceptable, or the store is not at its top.
     """
 
+    fork_safe = True
+
     def __init__(self, path: Path, limit: int = 2**42) -> None:
         self.path = path
         try:

@@ -121,7 +121,7 @@ def assemble(
         raise DataError(f"its arrays differ in length ({listed})")
     return Episode(
         arrays={
-            key: upright(images(found[names[0]], names[0]), orientation)
+            key: np.ascontiguousarray(schema.upright(images(found[names[0]], names[0]), orientation))
             if feature_kind(key) == "image"
             else vectors([found[name] for name in names])
             for key, names in keys.items()
@@ -161,15 +161,6 @@ def images(x: np.ndarray, name: str) -> np.ndarray:
     if not (low >= 0 and high <= 255) or 0 < high <= 1:
         raise DataError(f"images {name!r} have values {low:g} … {high:g}; they must be 0 … 255")
     return np.rint(x).astype(np.uint8)
-
-
-def upright(x: np.ndarray, orientation: Orientation) -> np.ndarray:
-    """Turn images ``(T, H, W, 3)`` upright; applied once more, it turns them back."""
-    if orientation == "upside_down":
-        return np.ascontiguousarray(x[:, ::-1])
-    if orientation == "rotated_180":
-        return np.ascontiguousarray(x[:, ::-1, ::-1])
-    return x
 
 
 def check_declared(what: str, size: int, limit: int) -> None:

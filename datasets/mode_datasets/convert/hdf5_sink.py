@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mode_datasets.convert.assemble import upright
 from mode_datasets.convert.description import NAME
 from mode_datasets.convert.sink import PartialSink, SinkOptions
 from mode_datasets.convert.source import KeyMap
+from mode_datasets.schema import upright
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import (

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mode_datasets.convert.align import check_gaps, grid, interpolate, nearest
-from mode_datasets.convert.assemble import check_declared, task_of, upright, vectors
+from mode_datasets.convert.assemble import check_declared, task_of, vectors
 from mode_datasets.convert.description import provenance_of
 from mode_datasets.convert.ros import IMAGE_TYPES, Recording, Topic, image_of, numbers, open_recording
 from mode_datasets.convert.source import KeyMap, Source, SourceOptions
-from mode_datasets.schema import check_features
+from mode_datasets.schema import check_features, upright
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import ConfigError, DataError, did_you_mean
 from mode_policy.types import Episode, Feature, Features, feature_kind
@@ -123,7 +123,7 @@ class McapSource(Source):
                 if image.shape != shape:
                     raise DataError(f"topic {topic!r} changes from images of {shape} to {image.shape}")
                 images[wanted[number]] = image
-        return upright(images, self.orientation)
+        return np.ascontiguousarray(upright(images, self.orientation))
 
     def _vectors(
         self, recording: Recording, name: str, seconds: dict[str, np.ndarray], steps: np.ndarray

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
+from websockets.uri import parse_uri
 
 from .wire import WireError, pack, unpack
 
@@ -36,6 +37,9 @@ class PolicyClient:
         token: what the server's ``token_file`` holds, or None.
         certificate: certificate of the server or of who signed it, for ``wss://``; None for the system's own.
         timeout: seconds within which the server must answer.
+
+    Raises:
+        RefusedError: if the address is none, or the certificate cannot be used.
     """
 
     def __init__(
@@ -50,8 +54,17 @@ class PolicyClient:
         self.timeout = timeout
         self._headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._tls: ssl.SSLContext | None = None
-        if self.address.startswith("wss://"):
-            self._tls = ssl.create_default_context(cafile=None if certificate is None else str(certificate))
+        try:
+            secure = parse_uri(self.address).secure
+        except (InvalidURI, ValueError) as error:
+            raise RefusedError(f"{address} is no address of a server; give ws://host:port") from error
+        if secure:
+            try:
+                self._tls = ssl.create_default_context(
+                    cafile=None if certificate is None else str(certificate)
+                )
+            except OSError as error:  # ssl.SSLError is one
+                raise RefusedError(f"certificate {certificate} cannot be used: {error}") from error
         self._connection: ClientConnection | None = None
         self._metadata: dict[str, Any] = {}
 

@@ -16,8 +16,9 @@ import numpy as np
 #: Booleans, integers, floats, byte strings, strings.
 _DTYPE = re.compile(r"[<>=|]?[biufSU][0-9]{1,4}")
 _MAX_DIMENSIONS = 8
-#: Lists and maps in one message. Empty ones take sixty times more memory than bytes on the wire.
-_MAX_CONTAINERS = 10_000
+#: Values in one message. Arrays are one each; small ones take sixty times more memory than bytes on the wire,
+#: and seconds to read.
+_MAX_VALUES = 100_000
 
 
 class WireError(ValueError):
@@ -43,17 +44,24 @@ def unpack(data: bytes) -> Any:
     Raises:
         WireError: naming what is wrong with it.
     """
-    containers = 0
+    values = 0
 
     def counted(value: Any) -> Any:
-        nonlocal containers
-        containers += 1
-        if containers > _MAX_CONTAINERS:
-            raise WireError(f"more than {_MAX_CONTAINERS} lists and maps")
+        nonlocal values
+        values += 1 + len(value)
+        if values > _MAX_VALUES:
+            raise WireError(f"more than {_MAX_VALUES} values")
         return _decode(value) if isinstance(value, dict) else value
 
     try:
-        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, ext_hook=_refuse)
+        return msgpack.unpackb(
+            data,
+            object_hook=counted,
+            list_hook=counted,
+            ext_hook=_refuse,
+            max_array_len=_MAX_VALUES,
+            max_map_len=_MAX_VALUES,
+        )
     except WireError:
         raise
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:

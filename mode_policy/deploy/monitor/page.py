@@ -42,6 +42,7 @@ section { border: 1px solid var(--line); border-radius: 6px; padding: .8em; }
 .wide { grid-column: 1 / -1; }
 .badge { padding: .1em .6em; border-radius: 1em; background: #8883; }
 .badge.running { background: #16a34a; color: white; }
+.badge.holding { background: #d97706; color: white; }
 .badge.silent, .badge.died, .badge.stopping { background: var(--bad); color: white; }
 button { margin-left: auto; padding: .6em 1.4em; border: 0; border-radius: 6px; cursor: pointer; }
 button { background: var(--bad); color: white; font-weight: bold; font-size: 1em; }
@@ -135,9 +136,9 @@ async function camera(name) {
   }
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
   const image = new ImageData(w, h);
+  const rgba = image.data;
   for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) {
-    image.data.set(rgb.subarray(i, i + 3), j);
-    image.data[j + 3] = 255;
+    rgba[j] = rgb[i]; rgba[j + 1] = rgb[i + 1]; rgba[j + 2] = rgb[i + 2]; rgba[j + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
@@ -156,7 +157,8 @@ function show(s) {
   $("title").textContent = s.title || "mode-monitor";
   const newest = ticks[ticks.length - 1];
   $("facts").textContent = `${s.rate} Hz · tick ${newest ? newest.tick : 0} · missed deadlines ${s.misses}` +
-    (newest ? ` · chunk delay ${newest.delay} ticks` : "") + ` · log ${s.log} ${s.log_message}`;
+    (newest ? ` · chunk delay ${newest.delay} ticks` : "") +
+    (s.losses ? ` · inference lost ${s.losses} ×` : "") + ` · log ${s.log} ${s.log_message}`;
   [...$("actions").children].forEach(drawAction);
   bars($("latency"), s.latencies.bounds.map(b => "≤" + b).concat("more"), s.latencies.counts);
   lateness();

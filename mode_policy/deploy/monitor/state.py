@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mode_policy.deploy.interventions import names
+from mode_policy.deploy.interventions import BLIND, Intervention, names
 from mode_policy.deploy.runtime import is_alive
 from mode_policy.deploy.telemetry import Telemetry
 from mode_policy.errors import ConfigError
@@ -19,6 +19,8 @@ LATENCIES = (5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000)
 LATEST = 600
 #: Seconds without a tick after which the loop counts as silent.
 SILENT = 1.0
+#: Reasons for which a robot is not driven by the policy but held.
+HELD = BLIND | Intervention.LATE | Intervention.ACTION_INVALID
 
 
 class Watched:
@@ -27,9 +29,12 @@ class Watched:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._telemetry: Telemetry | None = None
-        self._counted = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self._counted = self._misses = self._skipped = self._losses = 0
         self._totals: dict[str, int] = {}
-        self._misses = 0
+        self._held = False
 
     @property
     def telemetry(self) -> Telemetry | None:
@@ -41,7 +46,8 @@ class Watched:
             except ConfigError:
                 return found
             if found is None or newest.path != found.path:
-                self._telemetry, self._counted, self._totals, self._misses = newest, 0, {}, 0
+                self._telemetry = newest
+                self._forget()
         return self._telemetry
 
     def state(self, since: int, chunks_since: int) -> dict[str, Any]:
@@ -71,7 +77,8 @@ class Watched:
                 for c in made[-8:]
             ],
             "count": count,
-            "misses": self._misses,
+            "misses": self._misses + self._skipped,
+            "losses": self._losses,
             "interventions": self._totals,
             "latencies": self._latencies(telemetry),
             "log": {0: "none", 1: "writing", 2: "complete", 3: "failed"}[int(control["log"][0])],
@@ -84,7 +91,10 @@ class Watched:
         for bits in rows["interventions"][rows["interventions"] != 0]:
             for name in names(int(bits)):
                 self._totals[name] = self._totals.get(name, 0) + 1
-        self._misses = int(rows["skipped"][-1]) if len(rows) else self._misses
+        if len(rows):
+            self._misses += int((rows["finished"] > rows["due"] + 1 / telemetry.header["rate"]).sum())
+            self._skipped, self._losses = int(rows["skipped"][-1]), int(rows["losses"][-1])
+            self._held = bool(rows["interventions"][-1] & HELD)
 
     def _status(self, telemetry: Telemetry, silent: float) -> str:
         if telemetry.control["finished"][0]:
@@ -93,7 +103,9 @@ class Watched:
             return "died"
         if telemetry.stop_requested:
             return "stopping"
-        return "silent" if silent > SILENT else "running"
+        if silent > SILENT:
+            return "silent"
+        return "holding" if self._held else "running"
 
     def _latencies(self, telemetry: Telemetry) -> dict[str, Any]:
         rows, _ = telemetry.since(0)

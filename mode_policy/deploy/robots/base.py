@@ -21,12 +21,14 @@ class RobotObservation:
     Attributes:
         arrays: feature key → value of one time step, in raw units (`mode_policy.types` has the legend).
         time: when it was captured, in seconds of `time.monotonic`.
+        trouble: why something is missing from it, or "".
         done: whether the episode is over, where a robot knows episodes.
         info: anything else, e.g. ``success``.
     """
 
     arrays: Mapping[str, np.ndarray]
     time: float
+    trouble: str = ""
     done: bool = False
     info: Mapping[str, Any] = field(default_factory=dict)
 

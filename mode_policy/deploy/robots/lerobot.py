@@ -7,6 +7,7 @@ Nothing of LeRobot is imported here: the caller makes and connects the robot.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -60,6 +61,7 @@ class LeRobotRobot:
             if isinstance(kind, tuple) and kind[-1] == 3
         ]
         self._actions = list(robot.action_features)
+        self._positions: dict[str, Any] = {}  # as they were read last
         if action_names and list(action_names) != self._actions:
             raise DataError(
                 f"the policy's actions are {list(action_names)}, the robot takes {self._actions}; "
@@ -69,10 +71,19 @@ class LeRobotRobot:
     def observe(self) -> RobotObservation:
         """Read motors and cameras.
 
+        LeRobot reads all or nothing, so a camera that hangs leaves an observation without anything in it: the
+        robot is held until it comes back.
+
         Raises:
-            RobotError: if LeRobot cannot read one of them.
+            RobotError: if the motors cannot be read.
         """
-        raw = self._read()
+        try:
+            raw = self._robot.get_observation()
+        except (TimeoutError, RuntimeError) as error:  # of a camera; those of motors are ConnectionErrors
+            return RobotObservation(arrays={}, time=time.monotonic(), trouble=f"the robot says: {error}")
+        except OSError as error:
+            raise RobotError(f"the robot could not be read: {error}") from error
+        self._positions = {name: float(raw[name]) for name in self._actions if name in raw}
         arrays = {
             IMAGE_PREFIX + name: np.asarray(raw[name], np.uint8) for name in self._cameras if name in raw
         }
@@ -89,15 +100,14 @@ class LeRobotRobot:
         self._send({name: float(value) for name, value in zip(self._actions, action, strict=True)})
 
     def stop(self) -> None:
-        """Make the present positions the goal: position-controlled motors then stay where they are."""
-        raw = self._read()
-        self._send({name: float(raw[name]) for name in self._actions if name in raw})
+        """Make the present positions the goal: position-controlled motors then stay where they are.
 
-    def _read(self) -> Mapping[str, Any]:
-        try:
-            return self._robot.get_observation()
-        except (OSError, RuntimeError) as error:  # ConnectionError and TimeoutError are OSErrors
-            raise RobotError(f"the robot could not be read: {error}") from error
+        If they cannot be read, those that were read last: a broken camera must not keep a robot moving.
+        """
+        with contextlib.suppress(RobotError):
+            self.observe()
+        if self._positions:  # else it was never read, and so never moved
+            self._send(self._positions)
 
     def _send(self, action: dict[str, Any]) -> None:
         try:

@@ -35,6 +35,12 @@ class Batcher:
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
         # One thread: a batch on a device is not made faster by another beside it.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._began: float | None = None  # when the batch that is being computed did
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds for which the present batch has been computed; 0 if there is none."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     async def infer(self, request: Mapping[str, Any]) -> tuple[np.ndarray, float]:
         """Return the actions ``(C, A)`` and the seconds of the inference that they came from."""
@@ -65,9 +71,12 @@ class Batcher:
 
     async def _answer(self, batch: list[Waiting]) -> None:
         loop, start = asyncio.get_running_loop(), time.perf_counter()
+        self._began = time.monotonic()
         try:
             answers = await loop.run_in_executor(self._thread, self._service.infer, [r for r, _ in batch])
+            self._began = None
         except Exception as error:
+            self._began = None
             if len(batch) == 1:
                 if not batch[0][1].done():
                     batch[0][1].set_exception(error)

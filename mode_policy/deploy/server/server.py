@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import http
 import logging
-import signal
 import time
 from typing import Any
 
@@ -63,20 +62,12 @@ class PolicyServer:
         self._draining = asyncio.Event()
         self._started = asyncio.Event()
 
-    def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C, then let running requests finish."""
-        asyncio.run(self.serve(signals=True))
-
-    async def serve(self, *, signals: bool = False) -> None:
+    async def serve(self) -> None:
         """Serve until `drain` is called.
 
         Raises:
             ConfigError: if the address cannot be listened at.
         """
-        loop = asyncio.get_running_loop()
-        if signals:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.drain)
         batching = asyncio.create_task(self._batcher.run())
         try:
             async with await self._listen() as server:
@@ -93,6 +84,16 @@ class PolicyServer:
         """Wait until the server listens; return its port."""
         await self._started.wait()
         return self.port
+
+    @property
+    def hangs(self) -> bool:
+        """Whether an inference takes longer than a request may."""
+        return self._batcher.busy_for > self.config.request_seconds
+
+    @property
+    def busy(self) -> bool:
+        """Whether an inference is being computed."""
+        return self._batcher.busy_for > 0
 
     def drain(self) -> None:
         """Take no new sessions, answer what was asked, then end."""
@@ -122,10 +123,10 @@ class PolicyServer:
 
     async def _finish(self, server: Server) -> None:
         log.info("draining %d sessions", len(self._open))
-        for connection, busy in list(self._open.items()):
-            if not busy:
-                await connection.close(CloseCode.GOING_AWAY, "the server ends")
+        idle = [connection for connection, busy in self._open.items() if not busy]
+        closing = [c.close(CloseCode.GOING_AWAY, "the server ends") for c in idle]
         deadline = time.monotonic() + self.config.drain_seconds
+        await asyncio.gather(*closing, return_exceptions=True)  # those that have vanished wait side by side
         while self._open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         server.close()
@@ -136,11 +137,9 @@ class PolicyServer:
         if path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == "/readyz":
-            ready = not self._draining.is_set()
-            return connection.respond(
-                http.HTTPStatus.OK if ready else http.HTTPStatus.SERVICE_UNAVAILABLE,
-                "OK\n" if ready else "draining\n",
-            )
+            trouble = "draining" if self._draining.is_set() else "hanging" if self.hangs else ""
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE if trouble else http.HTTPStatus.OK
+            return connection.respond(status, f"{trouble or 'OK'}\n")
         if not is_admitted(request.headers, self._token):
             self.metrics.errors["unauthorized"] += 1
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "a token is needed\n")

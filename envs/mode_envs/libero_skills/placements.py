@@ -1,0 +1,143 @@
+"""Where an object can be put so that a predicate holds, and the hand with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mode_envs.libero_skills.clearance import Clearance
+from mode_envs.libero_skills.poses import Pose, rotation_about
+from mode_envs.libero_skills.scene import Predicate, Scene
+
+UP = np.array([0.0, 0.0, 1.0])
+_STEP = 0.01  # m, of the search downwards
+_FINE = 0.001
+_TRIED = 150  # spots and turns
+_QUARTER = math.pi / 2
+_LEVEL = tuple(np.array(axis) for axis in ((1.0, 0, 0), (-1.0, 0, 0), (0, 1.0, 0), (0, -1.0, 0)))
+_ROOM = 0.006  # m around an object that can be put down with ease
+_TIGHT = 0.5  # cost of less
+_ON_TOP = 0.10  # m above a region that still count as on it
+_SPREAD = (0.0, 0.35, -0.35, 0.7, -0.7)  # of a region's half sizes
+_NEAR = (0.0, 0.01, -0.01)  # m from the middle of an object
+_TURNS = tuple(math.radians(a) for a in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180))
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A pose at which an object rests and a predicate holds; lower costs are better."""
+
+    pose: Pose
+    cost: float
+
+
+def rests(
+    scene: Scene,
+    clearance: Clearance,
+    predicate: Predicate,
+    rng: np.random.Generator,
+    enough: int = 10,
+    tipped: bool = False,
+) -> list[Rest]:
+    """Return poses for the predicate's first argument, the best first.
+
+    Args:
+        scene: The scene.
+        clearance: Of the scene.
+        predicate: Such as ``["on", "milk_1", "plate_1"]``.
+        rng: Varies them a little.
+        enough: How many will do.
+        tipped: Lay the object on a side instead of setting it down as it stands.
+    """
+    name, target = predicate[1], predicate[2]
+    region = scene.region(target)
+    now = scene.pose(name)
+    spots = _spots_on_object(scene, target, rng) if region is None else _spots_in(scene, *region, rng)
+    candidates = []
+    frame = (
+        scene.pose(scene.owner_of_region(target)).rotation
+        if region is None
+        else scene.site(region[0]).rotation
+    )
+    aligned = _aligned(scene, name, frame)
+    turns = [(turn, now.rotation) for turn in (*_TURNS, *aligned)]
+    if tipped:
+        tips = [rotation_about(axis, _QUARTER) @ now.rotation for axis in _LEVEL]
+        turns = [(turn, tip) for tip in tips for turn in aligned]
+    for spot, heights, cost in spots:
+        for turn, standing in turns:
+            extra = 0.15 * abs(turn) + float(rng.normal(0.0, 0.02))
+            candidates.append((cost + extra, spot, heights, rotation_about(UP, turn) @ standing))
+    candidates.sort(key=lambda c: c[0])
+    found: list[Rest] = []
+    for cost, spot, heights, rotation in candidates[:_TRIED]:
+        pose = _settle(clearance, name, Pose(np.array([*spot, heights[1]]), rotation), heights[0])
+        if pose is not None and scene.would_hold(predicate, name, pose.moved(-2 * _FINE * UP)):
+            tight = clearance.object_touches(name, pose.moved(_ROOM * UP), margin=0.8 * _ROOM)
+            found.append(Rest(pose, cost + _TIGHT * tight))
+            if len(found) == enough:
+                break
+    return sorted(found, key=lambda rest: rest.cost)
+
+
+def _aligned(scene: Scene, name: str, frame: np.ndarray) -> list[float]:
+    """Return the turns (rad) that set the sides of an object's largest box along the axes of a frame."""
+    boxes = scene.boxes(scene.geoms(name))
+    rotation = boxes.rotation[int(np.argmax(boxes.half.prod(1)))]
+
+    def heading(axes: np.ndarray) -> float:
+        flat = axes[:, int(np.argmin(np.abs(axes[2])))]
+        return math.atan2(flat[1], flat[0])
+
+    turn = heading(frame) - heading(rotation)
+    return [math.remainder(turn + k * math.pi / 2, 2 * math.pi) for k in range(4)]
+
+
+def _settle(clearance: Clearance, name: str, top: Pose, lowest: float) -> Pose | None:
+    """Lower an object from a pose to where it touches something, and return that, or None."""
+    pose, free = top, None
+    while pose.position[2] > lowest:
+        if not clearance.object_touches(name, pose):
+            free = pose
+        elif free is not None:
+            break
+        pose = pose.moved(-_STEP * UP)
+    if free is None:
+        return None
+    fine = free
+    for _ in range(int(_STEP / _FINE)):
+        lower = fine.moved(-_FINE * UP)
+        if clearance.object_touches(name, lower):
+            return fine
+        fine = lower
+    return fine if fine.position[2] > lowest else None
+
+
+Spot = tuple[np.ndarray, tuple[float, float], float]
+"""Position ``(2,)``, lowest and highest height (m), cost."""
+
+
+def _spots_on_object(scene: Scene, target: str, rng: np.random.Generator) -> list[Spot]:
+    middle = scene.pose(target).position
+    top = scene.boxes(scene.geoms(target)).corners()[:, 2].max()
+    heights = (float(middle[2]) - 0.02, float(top) + 0.2)
+    spots = []
+    for x in _NEAR:
+        for y in _NEAR:
+            shift = np.array([x, y]) + rng.normal(0.0, 0.002, 2)
+            spots.append((middle[:2] + shift, heights, 20 * float(np.linalg.norm(shift))))
+    return spots
+
+
+def _spots_in(scene: Scene, site: int, size: np.ndarray, rng: np.random.Generator) -> list[Spot]:
+    pose = scene.site(site)
+    extent = np.abs(pose.rotation @ size)
+    heights = (float(pose.position[2] - extent[2]) - 0.03, float(pose.position[2] + extent[2]) + _ON_TOP)
+    spots = []
+    for x in _SPREAD:
+        for y in _SPREAD:
+            shift = (np.array([x, y]) + rng.normal(0.0, 0.05, 2)) * extent[:2]
+            spots.append((pose.position[:2] + shift, heights, 6 * float(np.linalg.norm(shift))))
+    return spots

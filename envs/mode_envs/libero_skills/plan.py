@@ -1,0 +1,79 @@
+"""From a goal's predicates to skills, in the order that they need."""
+
+from __future__ import annotations
+
+from mode_envs.libero_skills.articulate import articulate
+from mode_envs.libero_skills.carry import carry
+from mode_envs.libero_skills.motion import Actions, Context
+from mode_envs.libero_skills.scene import Predicate, Scene
+
+_MOVING = ("on", "in")
+_ATTEMPTS = 8  # at a goal
+_IDLE = 2  # attempts that found nothing to do, after which there is no use in others
+
+
+def pursue(context: Context) -> Actions:
+    """Make all of the goal's predicates hold, with a bounded number of attempts."""
+    scene = context.scene
+    tries: dict[str, int] = {}
+    idle = 0
+    for _ in range(_ATTEMPTS):
+        pending = [p for p in ordered(scene, scene.goal) if not scene.holds(p)]
+        if not pending:
+            return True
+        predicate = _needed_first(scene, pending[0])
+        key = " ".join(predicate)
+        tried = context.steps
+        yield from achieve(context, predicate, tries.get(key, 0))
+        tries[key] = tries.get(key, 0) + 1
+        idle = idle + 1 if context.steps == tried else 0
+        if idle == _IDLE:
+            break
+    return False
+
+
+def achieve(context: Context, predicate: Predicate, attempt: int) -> Actions:
+    """Make one predicate hold."""
+    if predicate[0] in _MOVING:
+        return (yield from carry(context, predicate))
+    done = True
+    for joint in context.scene.joints(predicate[1]):
+        done &= yield from articulate(context, predicate, joint, attempt)
+    return done
+
+
+def ordered(scene: Scene, goal: list[list[str]]) -> list[list[str]]:
+    """Return predicates in their given order, but for what has to come first.
+
+    Things are put into a drawer before it is closed, and what carries another thing is put down before it.
+    """
+    left, done = list(goal), []
+    while left:
+        free = next((p for p in left if not any(_precedes(scene, q, p) for q in left if q is not p)), left[0])
+        done.append(free)
+        left.remove(free)
+    return done
+
+
+def _precedes(scene: Scene, first: Predicate, second: Predicate) -> bool:
+    if first[0] not in _MOVING:
+        return False
+    if second[0] == "close":
+        return set(scene.joints(second[1])) <= set(_doors(scene, first)) != set()
+    return second[0] in _MOVING and scene.owner_of_region(second[2]) == first[1]
+
+
+def _needed_first(scene: Scene, predicate: Predicate) -> list[str]:
+    """Return the predicate, or that what it puts something into be open, if that is not."""
+    for joint in _doors(scene, predicate):
+        for name in (predicate[2], scene.owner_of_region(predicate[2])):
+            if joint in scene.joints(name) and not scene.holds(["open", name]):
+                return ["open", name]
+    return list(predicate)
+
+
+def _doors(scene: Scene, predicate: Predicate) -> list[int]:
+    """Return the joints that bar what a predicate puts something into."""
+    if predicate[0] != "in":
+        return []
+    return scene.joints(predicate[2]) or scene.joints(scene.owner_of_region(predicate[2]))

@@ -1,0 +1,193 @@
+"""``mode-data expert-table``: how often LIBERO's scripted experts succeed, task by task."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from mode_envs.libero_tasks import LIBERO_SUITES
+from mode_policy.apps.cli import console
+from mode_policy.apps.data_stores import add_command
+from mode_policy.errors import ConfigError, DataError, did_you_mean
+from mode_policy.files import explain_failed_write, write_text
+
+_TIMEOUT = 1800.0  # seconds; an episode takes one or two, but the machine may be busy
+_GOOD = 0.9
+_SEED = 0
+
+Key = tuple[str, str, int]
+"""Suite, task and initial state."""
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "expert-table",
+        _run,
+        "measure LIBERO's scripted experts from its published initial states",
+        "mode-data expert-table --states 10 --workers 8 --markdown table.md",
+        "mode-data expert-table --suite spatial --suite goal --tasks 0,4 --states 2",
+    )
+    parser.add_argument(
+        "--suite", action="append", choices=list(LIBERO_SUITES), help="may be repeated; all without it"
+    )
+    parser.add_argument("--tasks", default="", metavar="I,J", help="numbers within the suites, or names")
+    parser.add_argument("--states", type=int, default=10, metavar="N", help="initial states 0 to N-1 (10)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/expert_table.jsonl"),
+        metavar="FILE",
+        help="an episode a line, written at once; what it holds is not run again (runs/expert_table.jsonl)",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.states < 1 or arguments.workers < 1:
+        raise ConfigError(
+            f"--states {arguments.states} --workers {arguments.workers}: both must be at least 1"
+        )
+    wanted = list(_wanted(arguments.suite or list(LIBERO_SUITES), arguments.tasks, arguments.states))
+    done = read_results(arguments.results)
+    missing = [key for key in wanted if key not in done]
+    console.print(f"{len(wanted) - len(missing)} episodes are in {arguments.results}, {len(missing)} to run")
+    for key, row in _episodes(missing, arguments.workers):
+        append_result(arguments.results, key, row)
+        done[key] = row
+        answer = "solved" if row["success"] else "failed"
+        why = f" ({'; '.join(row['events'])})" if row["events"] and not row["success"] else ""
+        console.print(f"{key[0]} {key[1]} {key[2]}: {answer} in {row['steps']} steps{why}", markup=False)
+    rows = [(key, done[key]) for key in wanted]
+    console.print(_table(rows))
+    if arguments.markdown:
+        write_text(arguments.markdown, markdown(rows))
+
+
+def _wanted(suites: Sequence[str], tasks: str, states: int) -> Iterator[Key]:
+    chosen = [name.strip() for name in tasks.split(",") if name.strip()]
+    every = [name for suite in suites for name in LIBERO_SUITES[suite].tasks]
+    if unknown := [name for name in chosen if not name.isdigit() and name not in every]:
+        raise ConfigError(f"unknown LIBERO task {unknown[0]!r}.{did_you_mean(unknown[0], every)}")
+    for suite in suites:
+        for number, task in enumerate(LIBERO_SUITES[suite].tasks):
+            if not chosen or str(number) in chosen or task in chosen:
+                yield from ((suite, task, state) for state in range(states))
+
+
+def _episodes(keys: Sequence[Key], processes: int) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Run episodes in processes that each do one task after another, and yield them as they end."""
+    from mode_envs.libero_trials import Trial
+    from mode_envs.worker import Worker
+
+    tasks: dict[tuple[str, str], list[Key]] = defaultdict(list)
+    for key in keys:
+        tasks[key[:2]].append(key)
+    queue = list(tasks.values())[::-1]
+    workers = [Worker("mode_envs.libero_trials:Trials") for _ in range(min(processes, len(queue)))]
+    left: dict[Any, tuple[Worker, list[Key]]] = {}
+
+    def start(worker: Worker, own: list[Key]) -> None:
+        if own := own or (queue.pop() if queue else []):
+            suite, task, state = own[0]
+            worker.send(Trial(suite=suite, task=task, state=state, seed=_SEED))
+            left[worker.connection] = (worker, own)
+
+    try:
+        for worker in workers:
+            start(worker, [])
+        while left:
+            for connection in wait(list(left)):
+                worker, own = left.pop(connection)
+                row = dataclasses.asdict(worker.receive(_TIMEOUT))
+                yield own[0], row
+                start(worker, own[1:])
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def read_results(path: Path) -> dict[Key, dict[str, Any]]:
+    """Return the episodes in a file of results; a last line that was cut off does not count.
+
+    Raises:
+        DataError: if another line is damaged.
+    """
+    lines = path.read_text().split("\n") if path.exists() else [""]
+    found: dict[Key, dict[str, Any]] = {}
+    for number, line in enumerate(lines[:-1], 1):  # a whole line ends in a newline
+        try:
+            row = json.loads(line)
+            key = (str(row.pop("suite")), str(row.pop("task")), int(row.pop("state")))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"line {number} of {path} is no result ({error}); remove it, or choose another file"
+            ) from error
+        found[key] = row
+    return found
+
+
+def append_result(path: Path, key: Key, row: Mapping[str, Any]) -> None:
+    """Add an episode to a file of results, after a line that was cut off if there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"suite": key[0], "task": key[1], "state": key[2], **row}) + "\n"
+    with explain_failed_write(path), path.open("a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        if whole < size:
+            file.truncate(whole)
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _per_task(rows: Sequence[tuple[Key, dict[str, Any]]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    tasks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for (suite, task, _), row in rows:
+        tasks[suite, task].append(row)
+    return tasks
+
+
+def _rate(rows: Sequence[Mapping[str, Any]]) -> float:
+    return sum(row["success"] for row in rows) / len(rows)
+
+
+def _table(rows: Sequence[tuple[Key, dict[str, Any]]]) -> Table:
+    table = Table("suite", "tasks", "at 90 % or more", "episodes solved", "steps, mean of the solved")
+    tasks = _per_task(rows)
+    for suite in dict.fromkeys(suite for suite, _ in tasks):
+        own = [episodes for (name, _), episodes in tasks.items() if name == suite]
+        every = [row for episodes in own for row in episodes]
+        solved = [row["steps"] for row in every if row["success"]]
+        table.add_row(
+            suite,
+            str(len(own)),
+            str(sum(_rate(episodes) >= _GOOD for episodes in own)),
+            f"{len(solved)} of {len(every)}",
+            f"{sum(solved) / len(solved):.0f}" if solved else "-",
+        )
+    return table
+
+
+def markdown(rows: Sequence[tuple[Key, dict[str, Any]]]) -> str:
+    """Return the table, a row a task, as Markdown: successes, steps of the solved, why the others failed."""
+    text = ["| suite | task | solved | steps | what went wrong where it was not |", "|---|---|---|---|---|"]
+    for (suite, task), episodes in _per_task(rows).items():
+        solved = [row["steps"] for row in episodes if row["success"]]
+        reasons = {row["events"][-1] if row["events"] else "time" for row in episodes if not row["success"]}
+        steps = f"{sum(solved) / len(solved):.0f}" if solved else "-"
+        row = (suite, f"`{task}`", f"{len(solved)}/{len(episodes)}", steps, "; ".join(sorted(reasons)))
+        text.append(f"| {' | '.join(row)} |")
+    return "\n".join(text) + "\n"
