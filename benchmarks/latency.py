@@ -1,20 +1,19 @@
-"""Time of one action chunk at full size: the engines, the plain policy and, beside them, the authors' code.
+"""Time of one action chunk beside the authors' code, in turns, in one process.
 
-    uv run benchmarks/latency.py                        engines of this machine
+    uv run benchmarks/latency.py                        our engines alone, at full size
     uv run benchmarks/latency.py --authors FOLDER       and the authors' network, its cache off and on
-    uv run benchmarks/latency.py --size small           something that runs in a second
+    uv run benchmarks/latency.py --size small --record  something that runs in seconds, with a record
 
-Float32, batch 1, random weights (what is measured does not depend on them). All run in turns in one process;
-the floor is printed beside: bytes of the weights that a chunk touches over this machine's read bandwidth, and
-    its
-multiply-adds over the rate of a large product. Writes a record to ``benchmarks/results/`` with ``--record``.
+``FOLDER`` is a checkout of the authors' repository. Batch 1, random weights (what is measured does not depend
+on them), 14 tokens. Beside each time stands its ratio to the floor (`mode_policy.apps.bench.floor`) and to
+the authors' network without and with its cache; on a GPU that network also runs under bfloat16 autocast. Our
+engines alone, other batches and precisions, and their memory: ``mode-bench latency``.
 """
 
 import argparse
 import gc
 import importlib.util
 import itertools
-import resource
 import statistics
 import sys
 from collections.abc import Callable
@@ -22,47 +21,33 @@ from pathlib import Path
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from rich import print  # noqa: E402
 
-from mode_policy.apps.bench.record import RESULTS, write_record  # noqa: E402
-from mode_policy.apps.bench.timing import in_turns  # noqa: E402
-from mode_policy.config import PolicyConfig, SamplerConfig, build  # noqa: E402
+from mode_policy.apps.bench.floor import floor, measure  # noqa: E402
+from mode_policy.apps.bench.main import table  # noqa: E402
+from mode_policy.apps.bench.memory import Setting, measured  # noqa: E402
+from mode_policy.apps.bench.policies import (  # noqa: E402
+    ACTION_DIM,
+    CHUNK,
+    GOAL_DIM,
+    SIZES,
+    STATE_DIM,
+    Size,
+    random_observation,
+    random_policy,
+)
+from mode_policy.apps.bench.record import RESULTS, device, write_record  # noqa: E402
+from mode_policy.apps.bench.timing import in_turns, percentiles  # noqa: E402
 from mode_policy.diffusion.schedules import grid  # noqa: E402
-from mode_policy.inference.cpu import CpuEngine  # noqa: E402
-from mode_policy.inference.engine import CompileEngine, EagerEngine  # noqa: E402
+from mode_policy.inference.auto import ENGINES, make_engine  # noqa: E402
 from mode_policy.inference.plan import InferencePlan  # noqa: E402
-from mode_policy.normalization import compute_statistics  # noqa: E402
-from mode_policy.policy import MoDEPolicy  # noqa: E402
-from mode_policy.types import ACTION, STATE, Feature, InstructionTable, Observation  # noqa: E402
+from mode_policy.inference.weights import PRECISIONS  # noqa: E402
 
-SIZES = {"full": (1024, 12, 8), "small": (128, 4, 4)}
-STATE_DIM, GOAL_DIM, ACTION_DIM, CHUNK, HISTORY, STEPS = 1024, 512, 7, 10, 2, 10
+STEPS, OBSERVATIONS = 10, 2
 
 
-def make_policy(dim: int, layers: int, heads: int) -> MoDEPolicy:
-    """Our policy with random weights: 14 tokens, as with two cameras."""
-    config = build(
-        PolicyConfig,
-        {
-            "chunk": CHUNK,
-            "execute": CHUNK,
-            "history": HISTORY,
-            "sampler": {"steps": STEPS},
-            "denoiser": {"dim": dim, "num_layers": layers, "num_heads": heads},
-        },
-    )
-    features = {STATE: Feature(shape=(STATE_DIM,)), ACTION: Feature(shape=(ACTION_DIM,))}
-    rng = np.random.default_rng(0)
-    samples = {k: rng.normal(size=(50, *f.shape)).astype(np.float32) for k, f in features.items()}
-    assert config.language is not None
-    table = InstructionTable(
-        encoder=config.language, instructions=("go",), embeddings=torch.randn(1, GOAL_DIM)
-    )
-    return MoDEPolicy(config, features, compute_statistics(samples), table).eval()
-
-
-def authors_chunk(folder: Path, dim: int, layers: int, heads: int, cached: bool) -> Callable[[], object]:
+def authors_chunk(folder: Path, size: Size, device: str, cached: bool, half: bool) -> Callable[[], object]:
     """The authors' network in a DDIM loop of their preconditioning."""
     spec = importlib.util.spec_from_file_location("authors", folder / "mode/models/networks/modedit.py")
     assert spec is not None
@@ -72,121 +57,115 @@ def authors_chunk(folder: Path, dim: int, layers: int, heads: int, cached: bool)
     model = module.MoDeDiT(
         obs_dim=STATE_DIM,
         goal_dim=GOAL_DIM,
-        device="cpu",
+        device=device,
         goal_conditioned=True,
         action_dim=ACTION_DIM,
-        embed_dim=dim,
+        embed_dim=size.dim,
         embed_pdrob=0,
         attn_pdrop=0,
         mlp_pdrop=0,
         goal_drop=0,
-        n_layers=layers,
-        n_heads=heads,
+        n_layers=size.layers,
+        n_heads=size.heads,
         goal_seq_len=1,
         obs_seq_len=1,
         action_seq_len=CHUNK,
         state_dim=9,
-    ).eval()
-    state, goal = torch.randn(1, HISTORY, STATE_DIM), torch.randn(1, 1, GOAL_DIM)
+    )
+    model = model.to(device).eval()
+    state = torch.randn(1, OBSERVATIONS, STATE_DIM, device=device)
+    goal = torch.randn(1, 1, GOAL_DIM, device=device)
     sigmas = grid("exponential", STEPS, 0.001, 80.0)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=half)
     if cached:
-        with torch.no_grad():
+        with torch.no_grad(), autocast:
             for sigma in sigmas[:-1]:
-                model.precompute_experts_for_inference(torch.tensor([sigma]), goal)
+                model.precompute_experts_for_inference(torch.tensor([sigma], device=device), goal)
 
     @torch.no_grad()
     def chunk() -> torch.Tensor:
-        x = torch.randn(1, CHUNK, ACTION_DIM) * sigmas[0]
+        x = torch.randn(1, CHUNK, ACTION_DIM, device=device) * sigmas[0]
         for sigma, after in itertools.pairwise(sigmas):
             total = sigma**2 + 0.25
             skip, out, into = 0.25 / total, sigma * 0.5 / total**0.5, total**-0.5
-            f = model({"state_images": state}, x * into, goal, torch.tensor([sigma]))
-            x = after / sigma * x + (1 - after / sigma) * (skip * x + out * f)
+            with autocast:
+                f = model({"state_images": state}, x * into, goal, torch.tensor([sigma], device=device))
+            x = after / sigma * x + (1 - after / sigma) * (skip * x + out * f.float())
         return x
 
     return chunk
-
-
-def floor(dim: int, layers: int) -> dict[str, float]:
-    """Seconds that a chunk takes at least, by bytes and by multiply-adds."""
-    weights = layers * (
-        4 * dim * dim + 2 * 12 * dim * dim
-    )  # attention, and two experts of 8 + 4 widths squared
-    rows = HISTORY + CHUNK + 2
-    data = torch.empty(2**28)
-    sums = in_turns({"read": lambda: data.sum()}, 5)["read"]
-    square = torch.randn(2048, 2048)
-    products = in_turns({"mm": lambda: square @ square}, 5)["mm"]
-    bandwidth, rate = data.numel() * 4 / min(sums), 2 * 2048**3 / min(products)
-    return {
-        "bytes_s": STEPS * weights * 4 / bandwidth,
-        "products_s": STEPS * 2 * weights * rows / rate,
-        "read_GBps": bandwidth / 1e9,
-        "product_GFLOPps": rate / 1e9,
-    }
-
-
-def peak_gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    usual = ["cpu", "eager"] if found == "cpu" else ["compile", "triton", "eager"]
     parser.add_argument("--authors", type=Path, help="checkout of the authors' repository")
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=usual)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--rounds", type=int, default=5 if found == "cpu" else 200)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--compile", action="store_true", help="also the engine 'compile', which takes minutes"
-    )
-    parser.add_argument("--record", nargs="?", type=Path, const=RESULTS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=found)
+    parser.add_argument("--record", nargs="?", type=Path, const=RESULTS, metavar="FOLDER")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    least = floor(*SIZES[arguments.size][:2])
-    print({k: round(v, 3) for k, v in least.items()}, flush=True)
-
-    before = peak_gigabytes()
-    policy = make_policy(*SIZES[arguments.size])
-    gigabytes = sum(p.numel() * p.element_size() for p in policy.parameters()) / 1e9
-    plan = InferencePlan(policy, SamplerConfig(steps=STEPS))
-    observation = Observation(
-        states={STATE: torch.randn(1, HISTORY, STATE_DIM)}, instruction=torch.randn(1, GOAL_DIM)
+    about = device()
+    rates = measure(torch.device(arguments.device))
+    memory = measured(
+        Setting(
+            size=arguments.size,
+            checkpoint=None,
+            cameras=False,
+            engine=arguments.engines[0],
+            precision=arguments.precision,
+            batch=1,
+            device=arguments.device,
+            threads=arguments.threads,
+        )
     )
-    cpu = CpuEngine(plan)
-    cpu.act(observation)
-    memory = (peak_gigabytes() - before) / gigabytes
-    engines = [cpu, EagerEngine(plan), *([CompileEngine(plan)] if arguments.compile else [])]
+    over = (memory.peak - memory.before) / memory.weights
+    print(f"engine {arguments.engines[0]}, in a process of its own: {memory.peak:.2f} GB at most, "
+          f"{memory.before:.2f} of it before the policy, whose weights are {memory.weights:.2f} GB: "
+          f"{over:.3f} of them")  # fmt: skip
+    policy = random_policy(SIZES[arguments.size], steps=STEPS).to(arguments.device)
+    observation = random_observation(policy, 1)
+    plan = InferencePlan(policy, precision=arguments.precision)
+    least = floor(plan, observation, rates)
+    print(f"floor {least.seconds:.4f} s: {least.gigabytes:.2f} GB of weights at {rates.read / 1e9:.1f} GB/s, "
+          f"{least.giga_multiply_adds:.2f} G multiply-adds at {rates.products / 1e9:.1f} G/s")  # fmt: skip
+    engines = [make_engine(plan, name).engine for name in arguments.engines]
     runs: dict[str, Callable[[], object]] = {
-        f"engine {engine.name}": lambda engine=engine: engine.act(observation) for engine in engines
+        f"engine {e.name}": lambda e=e: e.act(observation)  # type: ignore[misc]
+        for e in engines
     }
     runs["policy.act"] = lambda: policy.act(observation)
     if arguments.authors:
-        for label, cached in (("authors, cache off", False), ("authors, cache on", True)):
-            gc.collect()
-            runs[label] = authors_chunk(arguments.authors, *SIZES[arguments.size], cached)
+        for half in (False, True) if arguments.device == "cuda" else (False,):
+            for cached in (False, True):
+                gc.collect()
+                name = f"authors, {'bfloat16, ' * half}cache {'on' if cached else 'off'}"
+                size = SIZES[arguments.size]
+                runs[name] = authors_chunk(arguments.authors, size, arguments.device, cached, half)
     times = in_turns(runs, arguments.rounds, warm_up=1)
     rows = []
     for name, seconds in times.items():
-        row = {
-            "what": name,
-            "p50_s": round(statistics.median(seconds), 4),
-            "min_s": round(min(seconds), 4),
-            "over_floor": round(statistics.median(seconds) / max(least["bytes_s"], least["products_s"]), 2),
-        }
-        for other in ("cache off", "cache on"):
-            if f"authors, {other}" in times:
-                ratio = statistics.median(seconds) / statistics.median(times[f"authors, {other}"])
-                row[f"over_authors_{other.replace(' ', '_')}"] = round(ratio, 3)
+        middle = statistics.median(seconds)
+        row = {"what": name} | percentiles(seconds) | {"over_floor": round(middle / least.seconds, 2)}
+        for other in (n for n in times if n.startswith("authors")):
+            row[f"over {other}"] = round(middle / statistics.median(times[other]), 3)
         rows.append(row)
-        print(row, flush=True)
-    print(f"peak memory of our policy and its plan: {memory:.2f} of its weights ({gigabytes:.2f} GB)")
+    print(table(f"one chunk, {arguments.size}", rows))
+    config = vars(arguments) | {"steps": STEPS, "batch": 1, "tokens": plan.sequence}
+    config = {k: str(v) if isinstance(v, Path) else v for k, v in config.items()}
+    config |= {"read_GBps": round(rates.read / 1e9, 2), "product_GMACps": round(rates.products / 1e9, 2)}
+    config |= {"floor_ms": 1e3 * least.seconds, "read_GB": least.gigabytes, "GMAC": least.giga_multiply_adds}
     if arguments.record:
-        config = {"size": arguments.size, "threads": arguments.threads, "steps": STEPS, "batch": 1}
-        extra = {"floor": least, "peak_memory_over_weights": round(memory, 3)}
-        print(write_record(f"latency_{arguments.size}", rows, config | extra, arguments.record))
+        config |= {"peak_GB": memory.peak, "before_GB": memory.before, "peak_over_weights": round(over, 3)}
+        print(write_record(f"latency_authors_{arguments.size}", rows, config, arguments.record, about))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STRATEGIES = ("synchronous", "asynchronous", "ensembling", "rtc")
 #: What is driven: the training whose newest run is taken, its tasks, and episodes for each of them.
 DEFAULTS: dict[str, tuple[str, list[str], int]] = {
-    "pusht": ("pusht", ["pusht"], 50),
-    "metaworld": ("metaworld_mt10", [task.task.name for task in suite("metaworld_mt10")], 10),
+    "pusht": ("pusht", ["pusht"], 20),
+    "metaworld": ("metaworld_mt10", [task.task.name for task in suite("metaworld_mt10")], 5),
 }
 
 
@@ -215,7 +215,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="play the simulation at another rate")
     parser.add_argument("--delays", default="0,50,100,200,400,half", help="milliseconds, or half a chunk")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
-    parser.add_argument("--episodes", type=int, help="of each task; 50 of Push-T, 10 of Meta-World's each")
+    parser.add_argument("--episodes", type=int, help="of each task; 20 of Push-T, 5 of each of Meta-World's")
     parser.add_argument("--seed", type=int, default=200000)
     parser.add_argument("--clock", default="virtual", choices=("virtual", "real"))
     parser.add_argument("--inference-ms", type=float, default=10.0, help="virtual: the policy's own time")

@@ -20,46 +20,24 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__)
 
 import torch  # noqa: E402
 
+from mode_policy.apps.bench.policies import Size  # noqa: E402
 from mode_policy.apps.bench.record import write_record  # noqa: E402
-from mode_policy.config import DenoiserConfig, build  # noqa: E402
-from mode_policy.nn.denoiser import Denoiser  # noqa: E402
-from mode_policy.nn.router import load_balancing_loss  # noqa: E402
+from mode_policy.apps.bench.training import (  # noqa: E402
+    ACTION_DIM,
+    CHUNK,
+    GOAL_DIM,
+    STATE_DIM,
+    data,
+    our_step,
+)
 
 SIZES = {
-    "width 64, 4 layers, batch 128": (64, 4, 4, 128),
-    "width 256, 6 layers, batch 64": (256, 6, 8, 64),
+    "width 64, 4 layers, batch 128": (Size(64, 4, 4), 128),
+    "width 256, 6 layers, batch 64": (Size(256, 6, 8), 64),
 }
-STATE, GOAL, ACTION, CHUNK = 39, 384, 4, 10
 
 
-def data(batch: int, device: str) -> tuple[torch.Tensor, ...]:
-    g = torch.Generator().manual_seed(0)
-    actions = (batch, CHUNK, ACTION)
-    shapes = (actions, (batch, 1, STATE), (batch, GOAL), actions)
-    sigma = torch.rand(batch, generator=g) + 0.1
-    return (*(torch.randn(s, generator=g).to(device) for s in shapes), sigma.to(device))
-
-
-def our_step(dim: int, layers: int, heads: int, batch: int, device: str) -> Callable[[], None]:
-    x, state, goal, target, sigma = data(batch, device)
-    config = build(DenoiserConfig, {"dim": dim, "num_layers": layers, "num_heads": heads})
-    model = (
-        Denoiser(config, token_dim=STATE, goal_dim=GOAL, action_dim=ACTION, chunk=CHUNK).to(device).train()
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-
-    def step() -> None:
-        prediction, routings = model(x, sigma, state, goal)
-        ((prediction - target).square().mean() + 0.01 * load_balancing_loss(routings)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def authors_step(
-    folder: Path, dim: int, layers: int, heads: int, batch: int, device: str
-) -> Callable[[], None]:
+def authors_step(folder: Path, size: Size, batch: int, device: str) -> Callable[[], None]:
     spec = importlib.util.spec_from_file_location("authors", folder / "mode/models/networks/modedit.py")
     assert spec is not None
     assert spec.loader is not None
@@ -67,18 +45,18 @@ def authors_step(
     spec.loader.exec_module(module)
     x, state, goal, target, sigma = data(batch, device)
     model = module.MoDeDiT(
-        obs_dim=STATE,
-        goal_dim=GOAL,
+        obs_dim=STATE_DIM,
+        goal_dim=GOAL_DIM,
         device=device,
         goal_conditioned=True,
-        action_dim=ACTION,
-        embed_dim=dim,
+        action_dim=ACTION_DIM,
+        embed_dim=size.dim,
         embed_pdrob=0,
         attn_pdrop=0,
         mlp_pdrop=0,
         goal_drop=0,
-        n_layers=layers,
-        n_heads=heads,
+        n_layers=size.layers,
+        n_heads=size.heads,
         goal_seq_len=1,
         obs_seq_len=1,
         action_seq_len=CHUNK,

@@ -24,7 +24,6 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__)
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from _kernels import Graph, Size, cases, in_rounds, largest_error  # noqa: E402
 from triton.compiler.errors import CompilationError  # noqa: E402
 from triton.runtime.errors import OutOfResources, PTXASError  # noqa: E402
 
@@ -37,6 +36,13 @@ from mode_kernels.grouped import (  # noqa: E402
 )
 from mode_kernels.launch import unsupported  # noqa: E402
 from mode_kernels.tile_table import Tile, architecture, lookup, table  # noqa: E402
+from mode_policy.apps.bench.kernel_cases import (  # noqa: E402
+    Graph,
+    Size,
+    cases,
+    in_rounds,
+    largest_error,
+)
 from mode_policy.files import replacing  # noqa: E402
 
 TILES = Path(__file__).resolve().parents[1] / "kernels/mode_kernels/tiles"

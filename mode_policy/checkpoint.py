@@ -3,7 +3,7 @@
 ::
 
     checkpoint/
-      checkpoint.json           format, config, features, convention, statistics, instructions, file hashes
+      checkpoint.json           format, config, features, convention, statistics, instructions, all hashes
       weights.safetensors       averaged (EMA) weights: the ones to use
       weights_raw.safetensors   weights as the optimizer left them
       instructions.safetensors  embeddings of the known instructions
@@ -14,6 +14,7 @@ Folders are written beside their final name and renamed, so a checkpoint is whol
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -28,13 +29,13 @@ from torch import Tensor
 
 from mode_policy.config import PolicyConfig, build, to_dict
 from mode_policy.convention import Convention
-from mode_policy.errors import CheckpointError
+from mode_policy.errors import CheckpointError, ConfigError
 from mode_policy.files import atomic_folder, sha256, write_json
 from mode_policy.normalization import statistics_from_json, statistics_to_json
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import Feature, InstructionTable
 
-FORMAT = 1
+FORMAT = 2  # 1 had no digest of the description itself
 WEIGHTS = {"ema": "weights.safetensors", "raw": "weights_raw.safetensors"}
 INSTRUCTIONS = "instructions.safetensors"
 DESCRIPTION = "checkpoint.json"
@@ -105,12 +106,18 @@ def save_checkpoint(
             "versions": versions(),
             "sha256": {name: sha256(folder / name) for name in files},
         }
-        write_json(folder / DESCRIPTION, description)
+        write_json(folder / DESCRIPTION, description | {"digest": _digest(description)})
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     # Serialised by hand: safetensors' own writer reports a full disk as an error without a number.
     path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    """SHA-256 of a description, of which the digest itself is no part."""
+    text = json.dumps({k: v for k, v in description.items() if k != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -121,23 +128,21 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     file = path / DESCRIPTION
     if not file.is_file():
-        inside = (
-            ", ".join(sorted(str(p.relative_to(path)) for p in path.glob("**/last"))[:3])
-            if path.is_dir()
-            else ""
-        )
-        hint = f"; did you mean {path}/{inside}?" if inside else ""
+        inside = " or ".join(str(p) for p in sorted(path.glob("**/checkpoints/last"))[:3])
+        hint = f"; did you mean {inside}?" if inside else ""
         raise CheckpointError(f"{path} is no checkpoint: it has no {DESCRIPTION}{hint}")
     try:
         data: dict[str, Any] = json.loads(file.read_text())
         needed = ("config", "features", "statistics", "instructions", "about", "sha256")
         if missing := [key for key in needed if key not in data]:
-            raise KeyError(f"no {', '.join(missing)}")
+            raise ValueError(f"no {', '.join(missing)}")
         if data["format"] > FORMAT:
             raise CheckpointError(
                 f"{path} has format {data['format']}, this version reads up to {FORMAT}; update mode-policy"
             )
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError, TypeError) as error:
+        if (data["format"] > 1 or "digest" in data) and data.get("digest") != _digest(data):
+            raise ValueError("its contents do not fit its digest")
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); use another checkpoint of the run") from error
     return data
 
@@ -163,7 +168,10 @@ def load_policy(
             instructions=tuple(data["instructions"]["instructions"]),
             embeddings=_load(path / INSTRUCTIONS)["embeddings"],
         )
-    config = build(PolicyConfig, data["config"], "config")
+    try:
+        config = build(PolicyConfig, data["config"], "config")
+    except ConfigError as error:
+        raise CheckpointError(f"{path} was made for another architecture: {error}") from None
     # Checkpoints of earlier versions carry no convention.
     convention = Convention(**data.get("convention", {}))
     policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table, convention)
@@ -175,7 +183,10 @@ def _verify(file: Path, expected: str) -> None:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; copy the whole folder")
     if sha256(file) != expected:
-        raise CheckpointError(f"{file} is corrupt: its SHA-256 differs from {DESCRIPTION}")
+        raise CheckpointError(
+            f"{file} is corrupt: its SHA-256 differs from {DESCRIPTION}; copy it again, or use another "
+            "checkpoint of the run"
+        )
 
 
 def load_strictly(policy: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -1,9 +1,8 @@
 """What the numbers of a robot's data mean beyond their shape, and whether two sides mean the same.
 
 Demonstrations, policies and environments each carry a `Convention`. Where two of them meet, `differences`
-finds
-what would otherwise show as a robot that moves the wrong way: a gripper that opens where the data closed it,
-deltas taken for positions, images upside down, another control rate.
+finds what would otherwise show as a robot that moves the wrong way: a gripper that opens where the data
+closed it, deltas taken for positions, images upside down, another control rate.
 """
 
 from __future__ import annotations
@@ -178,6 +177,8 @@ def _rate_fix(a: Convention, b: Convention) -> str:
     stride = a.fps / b.fps
     if stride > 1 and math.isclose(stride, round(stride), rel_tol=1e-3):
         return f"dataset.adapt.stride={round(stride)}"
+    if stride < 1 and math.isclose(1 / stride, round(1 / stride), rel_tol=1e-3):
+        return f"bring the other side to {a.fps:g} Hz: steps that were not recorded cannot be made up"
     return "resample the data: neither rate is a multiple of the other"
 
 

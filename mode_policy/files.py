@@ -15,7 +15,6 @@ from typing import Any
 
 from mode_policy.errors import ModePolicyError
 
-
 #: Why a place cannot be written to, however often one tries.
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -116,14 +115,14 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ModePolicyError: if another process holds it, or it takes no files.
     """
-    mark = folder / ".held"
+    mark = folder / ".held"  # a record lock: not inherited by children, which may outlive us for a moment
     with explain_failed_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = mark.open("w")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise ModePolicyError(
                 f"another process writes to {folder}; wait for it, or choose another folder"
             ) from None

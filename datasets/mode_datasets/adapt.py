@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +34,7 @@ class AdaptConfig:
             absolute actions and of the gripper, the last one counts.
         rename: New name for a feature, such as ``{observation.images.image: observation.images.front}``.
         image_orientation: How the stored images really are, where their metadata are wrong or absent.
+        image_size: Height and width that images are resized to when they are read.
         declare: Parts of the convention that the store does not know, such as ``{action_kind: delta}``.
     """
 
@@ -41,6 +43,7 @@ class AdaptConfig:
     stride: int = Field(default=1, ge=1)
     rename: Mapping[str, str] = Field(default_factory=dict)
     image_orientation: Orientation | None = None
+    image_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     declare: Mapping[str, object] = Field(default_factory=dict)
 
 
@@ -54,6 +57,8 @@ def adapt(store: DemonstrationStore, config: AdaptConfig) -> DemonstrationStore:
         return store
     if config.image_orientation is not None:
         store = dataclasses.replace(store, image_orientation=config.image_orientation)
+    if config.image_size is not None:
+        store = _resize(store, config.image_size)
     if config.declare:
         store = _declare(store, config.declare)
     if config.gripper is not None and config.gripper != store.convention.gripper:
@@ -67,11 +72,25 @@ def adapt(store: DemonstrationStore, config: AdaptConfig) -> DemonstrationStore:
     return dataclasses.replace(store, statistics=compute_statistics(store.vectors()))
 
 
+def _resize(store: DemonstrationStore, size: tuple[int, int]) -> DemonstrationStore:
+    features = {
+        key: dataclasses.replace(feature, shape=(*size, 3)) if feature_kind(key) == "image" else feature
+        for key, feature in store.features.items()
+    }
+    return dataclasses.replace(store, features=features)
+
+
 def _declare(store: DemonstrationStore, parts: Mapping[str, object]) -> DemonstrationStore:
     known = store.convention.to_json()
     for name in parts:
         if name not in known:
             raise DataError(f"dataset.adapt.declare has no {name!r}.{did_you_mean(name, known)}")
+        if known[name] not in ("unknown", [], None, parts[name]):
+            raise DataError(
+                f"{store.location} says that its {name} is {known[name]!r}, and dataset.adapt.declare says "
+                f"{parts[name]!r}; where the store is wrong, correct it: mode-data migrate {store.location} "
+                f"{name}=…"
+            )
     return dataclasses.replace(store, convention=Convention(**(known | dict(parts))))
 
 

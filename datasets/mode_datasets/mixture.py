@@ -1,10 +1,11 @@
 """Several stores as one: other robots, other cameras, other numbers of episodes.
 
 Every part is brought to the layout of the *target*, the first part: its cameras (absent ones are black, other
-sizes are resized), its states, and its raw units. Parts are normalised each by its own statistics: a value
+sizes are resized), its states, and its raw units. Parts that mean something else by their numbers, such as
+another gripper sign, are refused. Parts are normalised each by its own statistics: a value
 that is one deviation (or the upper end of the range) in its own store becomes one deviation (the upper end)
 in the target's units, so that the policy, which normalises by the target's statistics, sees all parts on the
-same scale. Control rates are made equal beforehand, with `mode_datasets.adapt`.
+same scale. Control rates are made equal beforehand, with `mode_datasets.adapt`, or differ on purpose.
 
 Legend: B batch, H history.
 """
@@ -16,21 +17,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mode_datasets.resize import resized
 from mode_datasets.windows import Windows, tensors_of
-from mode_policy.errors import DataError
+from mode_policy.convention import Side, differences
+from mode_policy.errors import ConventionError, DataError
 from mode_policy.normalization import NormalizationMode, Normalizer
 from mode_policy.types import ACTION, Batch, InstructionTable
 
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One part: its windows, and its share of the batches (relative to those of the others)."""
+    """One part: its windows, and its share of the batches (relative to those of the others).
+
+    Attributes:
+        windows: Of its store.
+        weight: Its share.
+        any_rate: Whether its control rate may differ from the target's: then its actions stand for steps of
+            another length.
+    """
 
     windows: Windows
     weight: float
+    any_rate: bool = False
 
 
 class Mixture:
@@ -58,7 +68,7 @@ class Mixture:
         self.parts = tuple(parts)
         self.target = parts[0].windows
         for part in parts[1:]:
-            self._check(part.windows)
+            self._check(part)
         self.offsets = np.cumsum([0, *(len(part.windows) for part in parts)])
         modes = dict.fromkeys(self.target.state_keys, normalize_state) | {ACTION: normalize_action}
         self._maps = [
@@ -73,16 +83,6 @@ class Mixture:
     def fork_safe(self) -> bool:
         """Whether a process that was forked can go on reading."""
         return all(part.windows.fork_safe for part in self.parts)
-
-    @property
-    def groups(self) -> list[np.ndarray]:
-        """Windows of each part, for a `WeightedSampler`."""
-        return [np.arange(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
-
-    @property
-    def weights(self) -> list[float]:
-        """Weight of each part, for a `WeightedSampler`."""
-        return [part.weight for part in self.parts]
 
     def batch(self, indices: np.ndarray, out: Batch | None = None) -> Batch:
         """Return the windows at ``indices``, int ``(B,)`` in ``[0, len(self))``, in the target's layout.
@@ -120,8 +120,9 @@ class Mixture:
             actions=_affine(batch.actions, maps[ACTION]),
         )
 
-    def _check(self, part: Windows) -> None:
-        target, where = self.target, f"{part.store.location} does not mix with {self.target.store.location}"
+    def _check(self, mixed: MixturePart) -> None:
+        part, target = mixed.windows, self.target
+        where = f"{part.store.location} does not mix with {target.store.location}"
         if part.spec != target.spec:
             raise DataError(f"{where}: cut both with the same history, chunk and stride")
         for key in (*target.state_keys, ACTION):
@@ -130,14 +131,28 @@ class Mixture:
             theirs, ours = part.store.features[key].shape, target.store.features[key].shape
             if theirs != ours:
                 raise DataError(f"{where}: its {key!r} has {theirs[0]} dimensions, not {ours[0]}")
-        if not np.isclose(part.store.fps, target.store.fps, rtol=1e-3):
-            raise DataError(
-                f"{where}: it runs at {part.store.fps:g} Hz, not {target.store.fps:g}; set its adapt.stride"
-            )
+        # Each part is brought to the target's scale by its own statistics.
+        harmless = ("action scale", "unit of", *(["control rate"] if mixed.any_rate else []))
+        sides = (
+            Side(name="", features=w.store.features, convention=w.store.convention) for w in (part, target)
+        )
+        found = [d for d in differences(*sides) if not d.what.startswith(harmless) and self._reads(d.what)]
+        if found:
+            lines = [
+                f"  {d.what}: {d.first}, not {d.second}\n    fix, in its entry of dataset.mixture: "
+                + d.fix.replace("dataset.adapt.", "adapt.")
+                + (", or any_rate=true" if d.what == "control rate" else "")
+                for d in found
+            ]
+            raise ConventionError(f"{where}, because its numbers mean something else:\n" + "\n".join(lines))
         tables = (part.store.instruction_table, target.store.instruction_table)
         encoders = {None if table is None else table.encoder for table in tables}
         if len(encoders) > 1:
             raise DataError(f"{where}: their instructions were embedded by {encoders}; embed all alike")
+
+    def _reads(self, what: str) -> bool:
+        """Whether a difference matters: not if it is in a feature that is not read."""
+        return not what.startswith("observation.") or what in self.target.state_keys
 
 
 def merge_instructions(stores: Sequence[InstructionTable]) -> InstructionTable:
@@ -188,10 +203,4 @@ def _fit(frames: Tensor | None, shape: tuple[int, ...]) -> Tensor:
     """Bring frames ``(B, H, height, width, 3)`` to another size; black ones stand for an absent camera."""
     if frames is None:
         return torch.zeros(shape, dtype=torch.uint8)
-    if tuple(frames.shape) == shape:
-        return frames
-    channels_first = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(
-        channels_first, size=shape[2:4], mode="bilinear", antialias=True, align_corners=False
-    )
-    return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).reshape(shape)
+    return resized(frames.flatten(0, 1), *shape[2:4]).reshape(shape)

@@ -16,6 +16,7 @@ from mode_datasets import reading, schema
 from mode_datasets.frames import FrameReader, frame_reader
 from mode_datasets.location import Location, locate
 from mode_datasets.profiles import ProfileName
+from mode_datasets.resize import resized
 from mode_datasets.schema import Provenance, ReplayBufferLayout
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError, did_you_mean
@@ -32,7 +33,7 @@ class DemonstrationStore:
 
     Attributes:
         location: Where the store is.
-        features: What each step holds.
+        features: What each step holds; images may be stored in another size.
         convention: What the numbers mean, the control rate included.
         episode_ends: int64 ``(N,)``, one past the last step of each episode.
         episode_tasks: int64 ``(N,)``, row of ``tasks``.
@@ -117,13 +118,17 @@ class DemonstrationStore:
         shape = (len(steps), *self._feature(key).shape)
         out = np.empty(shape, np.uint8) if out is None else out
         steps = steps if self._rows is None else self._rows[steps]
+        stored = (len(steps), *self._arrays[key].shape[1:])
+        images = out if stored == shape else np.empty(stored, np.uint8)
         reader = self._readers[key]
         if reader is None:
-            out[:] = reading.read_images(self.location, self._arrays[key], steps)
+            images[:] = reading.read_images(self.location, self._arrays[key], steps)
         else:
-            reader.read(steps, out)
-        if (turned := schema.upright(out, self.image_orientation)) is not out:
-            out[:] = turned.copy()
+            reader.read(steps, images)
+        if (turned := schema.upright(images, self.image_orientation)) is not images:
+            images[:] = turned.copy()
+        if images is not out:
+            out[:] = resized(torch.from_numpy(images), *shape[1:3]).numpy()
         return out
 
     def all_frames(self, key: str, out: np.ndarray | None = None) -> np.ndarray:

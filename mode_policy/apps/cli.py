@@ -6,6 +6,8 @@ Exit codes: 0 success, 2 bad input (the message says what to change), 130 interr
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -53,13 +55,14 @@ PATHS = (
 )
 
 
-def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
+def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Callable[[], None]]:
     """Turn a function of plain configuration data into a console program with Hydra's command line.
 
     Overrides are checked before Hydra runs, so that a misspelt name is answered with the closest known one.
+    What the function returns is what a sweep minimises.
     """
 
-    def decorate(run: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+    def decorate(run: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def main() -> None:
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -70,18 +73,33 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
                 for overrides in lines:
                     compose(config_name, overrides)
                 try:
-                    decorated()
+                    decorate_task(Task(run))()
                 except HydraException as error:
                     raise ConfigError(_message(error)) from None
 
-        @hydra.main(version_base=None, config_path=f"pkg://{CONF[config_name]}", config_name=config_name)
-        def decorated(cfg: DictConfig) -> None:
-            with exit_codes():
-                run(to_plain(cfg))
-
         return main
 
+    decorate_task = hydra.main(
+        version_base=None, config_path=f"pkg://{CONF[config_name]}", config_name=config_name
+    )
     return decorate
+
+
+class Task:
+    """What Hydra calls. It holds the name of a program's function, so that launchers can send it elsewhere.
+
+    Args:
+        run: function of plain configuration data, decorated with `program`.
+    """
+
+    def __init__(self, run: Callable[[dict[str, Any]], Any]) -> None:
+        self.module, self.name = run.__module__, run.__qualname__
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        """Run the program with exit codes."""
+        main = getattr(importlib.import_module(self.module), self.name)
+        with exit_codes():
+            return inspect.unwrap(main)(to_plain(cfg))
 
 
 def quote_path(argument: str) -> str:
@@ -136,12 +154,13 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module(CONF[config_name], version_base=None):
         loader = GlobalHydra.instance().config_loader()
-        groups = {name: loader.get_group_options(name) for name in loader.list_groups("") if name != "hydra"}
+        names = set(loader.list_groups("")) - {"hydra", *CONF}  # the folders of other programs are no groups
+        groups = {name: loader.get_group_options(name) for name in names}
         for override in map(parse, overrides):
             _check_choice(override, groups)
         try:
             return hydra.compose(config_name, overrides)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # the latter for a folder of the configuration
             known = {*_all_keys(OmegaConf.to_container(hydra.compose(config_name), resolve=False)), *groups}
             for override in map(parse, overrides):
                 key = override.key_or_group
@@ -210,7 +229,7 @@ def _check_choice(override: Override, groups: Mapping[str, Collection[str]]) -> 
         raise ConfigError(f"unknown {key} {value!r}.{did_you_mean(value, groups[key])}")
 
 
-def _message(error: HydraException) -> str:
+def _message(error: Exception) -> str:
     return str(error).split("\nSee ")[0]
 
 

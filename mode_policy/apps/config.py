@@ -25,13 +25,15 @@ class TaskConfig:
 
     Attributes:
         name: of the task, e.g. in titles and folders.
-        suite: of `mode_envs`, whose environments the policy is evaluated in.
+        suite: of `mode_envs`, whose environments the policy is evaluated in; None for demonstrations alone.
         tasks: names of a subset of the suite; None for all of it.
+        instruction: what demonstrations of another layout show, where no suite says it.
     """
 
     name: str
-    suite: str
+    suite: str | None = None
     tasks: tuple[str, ...] | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)
@@ -41,11 +43,13 @@ class PartConfig:
     Attributes:
         path: of the store.
         weight: its share of the batches, relative to the others'.
+        any_rate: mix it in though its control rate is another, as the paper's pretraining does.
         adapt: how to read it.
     """
 
     path: str
     weight: Annotated[float, Field(gt=0)] = 1.0
+    any_rate: bool = False
     adapt: AdaptConfig = AdaptConfig()
 
 
@@ -77,6 +81,7 @@ class DatasetConfig:
         mixture: further stores that are mixed in, see `mode_datasets.mixture`.
         weight: share of the batches from this store, relative to those of the mixture.
         balance_tasks: draw all tasks equally often, however many demonstrations they have.
+        task_weights: name of a task → how much more (or less) often than otherwise it is drawn.
         workers: processes that make batches ahead of training; 0 makes them in between.
         cache_gb: images are held in memory if they fit into so many gigabytes.
         validation_fraction: share of each task's episodes that is held out.
@@ -103,6 +108,7 @@ class DatasetConfig:
     mixture: tuple[PartConfig, ...] = ()
     weight: Annotated[float, Field(gt=0)] = 1.0
     balance_tasks: bool = False
+    task_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     workers: Annotated[int, Field(ge=0)] = 0
     cache_gb: Annotated[float, Field(ge=0)] = 4.0
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -168,9 +174,17 @@ class TrainConfig:
     policy: PolicyConfig
     trainer: TrainerConfig
     evaluation: EvaluationConfig
-    run_dir: str
+    run_dir: Annotated[str, Field(min_length=1)]
     resume: str | None = None
     init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.task.suite is None and self.evaluation.episodes:
+            raise ValueError(
+                "task.suite names no environments to evaluate in; train only, with evaluation.episodes=0"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_frozen)

@@ -170,7 +170,10 @@ def fit(
     """
     features, arrays = features_of(policy), robot.observe().arrays
     _compare(config, features, arrays)
-    rate = config.loop.rate or robot.rate
+    rate, dim = config.loop.rate or robot.rate, features[ACTION].shape[0]
+    positions = tuple(
+        i for i in range(dim) if config.action.kind == "position" and i not in config.action.gripper
+    )
     return Fitted(
         config=config,
         policy=policy,
@@ -182,12 +185,12 @@ def fit(
             if key.startswith(IMAGE_PREFIX)
         },
         prompt=_prompt(config, instruction, policy["instructions"]),
-        strategy=make_strategy(config.strategy, policy["chunk"], policy["execute"]),
+        strategy=make_strategy(config.strategy, policy["chunk"], policy["execute"], positions),
         safety=SafetyFilter(
             config.action,
             config.safety,
             config.late,
-            dim=features[ACTION].shape[0],
+            dim=dim,
             rate=rate,
             low=policy["action_min"],
             high=policy["action_max"],

@@ -89,7 +89,8 @@ def _add_meaning(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FEATURE=NAME[+NAME]",
-        help="which arrays become a feature; given once or more, all others are left out",
+        help="which arrays, or parts of them such as NAME[0:3], become a feature; given once or more, all "
+        "others are left out",
     )
     group.add_argument("--fps", type=float, metavar="HZ", help="control rate")
     group.add_argument("--instruction", metavar="TEXT", help="what the demonstrations do")
@@ -99,6 +100,9 @@ def _add_meaning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--action-frame", choices=get_args(ActionFrame))
     group.add_argument("--action-scale", type=_numbers, metavar="X,Y,…", help="physical size of 1.0")
     group.add_argument("--gripper", choices=get_args(Gripper), help="meaning of the last action dimension")
+    group.add_argument(
+        "--gripper-changes", action="store_true", help="it is a change: 0 keeps the gripper as it is (RT-1)"
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +212,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Source, Detected]:
         action_scale=arguments.action_scale,
         gripper=arguments.gripper,
         fps=arguments.fps,
+        gripper_changes=arguments.gripper_changes,
         episode_bytes=int(arguments.episode_gib * 2**30),
         mask=arguments.mask,
         split=arguments.split,

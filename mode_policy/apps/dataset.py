@@ -18,15 +18,17 @@ from mode_policy.apps.fetching import fetch_store
 from mode_policy.convention import Convention, Side, check_same
 from mode_policy.encoders.language import embed_instructions
 from mode_policy.errors import ConfigError, DataError, did_you_mean
-from mode_policy.types import Feature, InstructionTable
+from mode_policy.types import Feature, InstructionTable, Task
 
 
 def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
-    """Return the simulated tasks of a task configuration.
+    """Return the simulated tasks of a task configuration; none where it has demonstrations alone.
 
     Raises:
         ConfigError: if the suite or one of the chosen tasks is unknown.
     """
+    if task.suite is None:
+        return ()
     tasks = suite(task.suite)
     if task.tasks is None:
         return tasks
@@ -66,8 +68,11 @@ def store_path(config: DatasetConfig, task: TaskConfig) -> str:
     """Return the folder or address of the store: the one that is given, or one named after what is in it."""
     if config.path is not None:
         return config.path
-    name = config.published if config.source == "published" else store_name(config, task, suite(task.suite))
-    return str(Path(config.folder) / f"{name}.zarr")
+    if config.source == "published":
+        return str(Path(config.folder) / f"{config.published}.zarr")
+    if task.suite is None:
+        raise ConfigError("scripted experts demonstrate the tasks of a suite: give task.suite=…")
+    return str(Path(config.folder) / f"{store_name(config, task, suite(task.suite))}.zarr")
 
 
 def _prepared(
@@ -115,11 +120,20 @@ def store_layout(config: DatasetConfig, task: TaskConfig) -> ReplayBufferLayout 
         features={key: _feature(key, given) for key, given in config.features.items()},
         convention=Convention(**config.convention),
         image_orientation=config.image_orientation,
-        task=env_tasks(task)[0].task,
+        task=_demonstrated(task),
         provenance=Provenance(
             source=config.url or store_path(config, task), licence=config.licence or "unknown"
         ),
     )
+
+
+def _demonstrated(task: TaskConfig) -> Task:
+    """Return the task of a store of another layout."""
+    if tasks := env_tasks(task):
+        return tasks[0].task
+    if task.instruction is None:
+        raise ConfigError("say what the demonstrations show: task.instruction='…'")
+    return Task(name=task.name, instruction=task.instruction)
 
 
 def _feature(key: str, given: Mapping[str, Any]) -> Feature:

@@ -96,6 +96,8 @@ def chosen_tasks(config: EvaluateConfig, about: dict[str, Any]) -> dict[str, tup
         if "task" not in about:
             raise ConfigError("the checkpoint does not say what it was trained on; give task=…")
         trained = build(TaskConfig, about["task"])
+        if trained.suite is None:
+            raise ConfigError(f"{trained.name!r} has no environments; name some with task=…")
         return {trained.suite: env_tasks(trained)}
     names = (config.task,) if isinstance(config.task, str) else config.task
     if not names or len(set(names)) < len(names):

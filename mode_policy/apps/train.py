@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import zlib
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from mode_datasets.mixture import Mixture
 from mode_policy.apps.cli import console, program, quote_path, to_plain
@@ -29,28 +33,29 @@ from mode_policy.apps.dataset import (
 from mode_policy.apps.evaluate import find_checkpoint
 from mode_policy.apps.fit import check_fit
 from mode_policy.apps.launch import restarted, start_processes
+from mode_policy.apps.objective import objective
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
 from mode_policy.encoders.vision_weights import load_initial_weights
-from mode_policy.errors import CheckpointError, ConfigError
-from mode_policy.files import write_text
+from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
+from mode_policy.files import held, write_text
 from mode_policy.normalization import statistics_to_json
 from mode_policy.policy import MoDEPolicy
 from mode_policy.training.checkpoints import newest_checkpoint
 from mode_policy.training.finetune import start_from
-from mode_policy.training.metrics import import_wandb, read_metrics
+from mode_policy.training.metrics import import_trackio, import_wandb, read_metrics
 from mode_policy.training.processes import Processes, step_seed
 from mode_policy.training.trainer import Trainer, TrainingSummary
 from mode_policy.types import ACTION, Features
 
 
 @program("train")
-def main(data: dict[str, Any]) -> None:
-    """Collect or open demonstrations, train, evaluate, report."""
-    data = _resumed(data) if data["resume"] else data
+def main(data: dict[str, Any]) -> float | None:
+    """Collect or open demonstrations, train, evaluate, report; return what a sweep minimises."""
+    data = data if data["resume"] is None else _resumed(data)
     config = build(TrainConfig, data)
     hydra = HydraConfig.get()
     chosen = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else config.run_dir
@@ -58,9 +63,16 @@ def main(data: dict[str, Any]) -> None:
     place = [] if config.resume else [quote_path(f"run_dir={folder}")]
     ended = start_processes(config.trainer, [*hydra.overrides.task, *place])
     if ended is None:
-        run(config, folder, data)
+        try:
+            run(config, folder, data)
+        except TrainingDivergedError as error:
+            if hydra.mode != RunMode.MULTIRUN:
+                raise
+            console.print(f"diverged   {error}")  # a sweep goes on without it
+            return math.inf
     elif ended:
         raise SystemExit(ended)
+    return objective(folder)
 
 
 def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
@@ -70,17 +82,34 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: if the folder holds a run already and this one does not resume it.
+        ModePolicyError: if another process writes to the folder, or nobody can.
     """
     processes = Processes(config.trainer)
     console.quiet = not processes.main
     folder = Path(processes.from_main(str(folder)))  # its name may hold the time, which passes
-    continues = bool(config.resume) or restarted()
-    if not continues and newest_checkpoint(folder) is not None:
-        raise ConfigError(
-            f"{folder} holds a run; continue it with resume={folder}, or choose another run_dir"
-        )
+    with held(folder) if processes.main else nullcontext():
+        if not _continues(config) and newest_checkpoint(folder) is not None:
+            raise ConfigError(
+                f"{folder} holds a run; continue it with resume={folder}, or choose another run_dir"
+            )
+        try:
+            _run(config, folder, data, processes)
+        except KeyboardInterrupt:
+            if (folder / "config.yaml").exists():
+                resume = shlex.quote(f"resume={folder}")
+                console.print(f"interrupted; continue with: uv run train.py {resume}")
+            raise
+
+
+def _continues(config: TrainConfig) -> bool:
+    return config.resume is not None or restarted()
+
+
+def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Processes) -> None:
     if config.trainer.wandb is not None:
         import_wandb()
+    if config.trainer.trackio is not None:
+        import_trackio()
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
     with processes.main_first():
@@ -101,7 +130,7 @@ def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
         known_instructions([store, *others]) if config.policy.language else None,
         store.convention,
     )
-    if not continues or newest_checkpoint(folder) is None:
+    if not _continues(config) or newest_checkpoint(folder) is None:
         with processes.main_first():  # weights may have to be downloaded
             initialise(policy, config)
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
@@ -169,37 +198,34 @@ def train(
         "demonstration_seeds": demonstrated,
         "command": shlex.join(["uv", "run", Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-    with bar("training") as progress:
-        row = progress.add_task("training", total=1.0, note="")
+    progress = bar("training")
+    row = progress.add_task("training", total=1.0, note="")
 
-        def show(share: float, record: dict[str, float]) -> None:
-            rate = f"{record['samples_per_second']:.0f} samples/s"
-            note = f"step {record['step']}  loss {record['loss']:.4f}  {rate}"
-            progress.update(row, completed=share, note=note)
+    def show(share: float, record: dict[str, float]) -> None:
+        rate = f"{record['samples_per_second']:.0f} samples/s"
+        note = f"step {record['step']}  loss {record['loss']:.4f}  {rate}"
+        progress.update(row, completed=share, note=note)
 
-        trainer = Trainer(
-            policy,
-            config.trainer,
-            windows.batch,
-            windows.validation,
-            folder,
-            about=about,
-            progress=show,
-            processes=processes,
-        )
-        if (config.resume or restarted()) and (newest := newest_checkpoint(folder)) is not None:
-            trainer.resume(newest)
-        if processes.main:
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
-        console.print(
-            f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
-            "windows" + _continuing(trainer)
-        )
-        try:
-            return trainer.run()
-        except KeyboardInterrupt:
-            console.print(f"interrupted; continue with: uv run train.py resume={folder}")
-            raise
+    trainer = Trainer(
+        policy,
+        config.trainer,
+        windows.batch,
+        windows.validation,
+        folder,
+        about=about,
+        progress=show,
+        processes=processes,
+    )
+    if _continues(config) and (newest := newest_checkpoint(folder)) is not None:
+        trainer.resume(newest)
+    if processes.main:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create({**data, "resume": None})))
+    console.print(
+        f"policy     {parameters / 1e6:.2f} M parameters on {trainer.device}, {len(windows.windows)} "
+        "windows" + _continuing(trainer)
+    )
+    with progress:
+        return trainer.run()
 
 
 def _continuing(trainer: Trainer) -> str:
@@ -222,7 +248,10 @@ def _resumed(data: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"{groups} cannot change a run that is resumed; only single values can, e.g. trainer.steps=…"
         )
-    merged = DictConfig(OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides)))
+    try:
+        merged = DictConfig(OmegaConf.merge(OmegaConf.load(saved), OmegaConf.from_dotlist(overrides)))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
+        raise CheckpointError(f"cannot read {saved}, or {overrides} do not fit it: {error}") from error
     return {**to_plain(merged), "resume": str(folder)}
 
 

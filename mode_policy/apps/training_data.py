@@ -14,7 +14,7 @@ from mode_datasets.loader import BatchLoader
 from mode_datasets.mixture import Mixture, MixturePart
 from mode_datasets.sampler import WeightedSampler
 from mode_policy.apps.config import TrainConfig
-from mode_policy.errors import ConfigError
+from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.training.processes import Processes
 from mode_policy.types import IMAGE_PREFIX, Batch, feature_kind
 
@@ -59,10 +59,12 @@ def training_data(
     own = cut(store, train)
     windows: Windows | Mixture = own
     if len(stores) > 1:
-        weights = [config.dataset.weight, *(part.weight for part in config.dataset.mixture)]
-        parts = [own, *(cut(s, None) for s in stores[1:])]
+        others = [
+            MixturePart(cut(s, None), part.weight, part.any_rate)
+            for s, part in zip(stores[1:], config.dataset.mixture, strict=True)
+        ]
         windows = Mixture(
-            [MixturePart(w, weight) for w, weight in zip(parts, weights, strict=True)],
+            [MixturePart(own, config.dataset.weight), *others],
             normalize_state=policy.normalize_state,
             normalize_action=policy.normalize_action,
         )
@@ -84,25 +86,35 @@ def training_data(
 def _sampler(
     windows: Windows | Mixture, config: TrainConfig, processes: Processes
 ) -> BatchSampler | WeightedSampler:
-    """Every window once an epoch, or by weights where tasks or stores have some."""
+    """Every window once an epoch, or by weights where stores or tasks have some.
+
+    Raises:
+        ConfigError: if a weight is given to a task that there is not, or all tasks of a store have none.
+    """
     place = (processes.share, config.trainer.seed, processes.rank, processes.count)
-    if isinstance(windows, Mixture):
-        groups, weights = windows.groups, windows.weights
-        if config.dataset.balance_tasks:
-            starts = windows.offsets[:-1]
-            by_task = [_task_groups(p.windows, i) for p, i in zip(windows.parts, starts, strict=True)]
-            weights = [w / len(g) for w, g in zip(weights, by_task, strict=True) for _ in g]
-            groups = [group for part in by_task for group in part]
-        return WeightedSampler(groups, weights, *place)
-    if config.dataset.balance_tasks:
-        groups = _task_groups(windows)
-        return WeightedSampler(groups, [1.0] * len(groups), *place)
-    return BatchSampler(len(windows), *place)
-
-
-def _task_groups(windows: Windows, start: int = 0) -> list[np.ndarray]:
-    """Windows of each task, numbered from ``start``."""
-    return [start + np.flatnonzero(windows.tasks == task) for task in np.unique(windows.tasks)]
+    data = config.dataset
+    if isinstance(windows, Windows) and not (data.balance_tasks or data.task_weights):
+        return BatchSampler(len(windows), *place)
+    parts = (
+        [(windows, 1.0)] if isinstance(windows, Windows) else [(p.windows, p.weight) for p in windows.parts]
+    )
+    tasks = {task.name for part, _ in parts for task in part.store.tasks}
+    if unknown := sorted(set(data.task_weights) - tasks):
+        raise ConfigError(f"dataset.task_weights: no task {unknown[0]!r}.{did_you_mean(unknown[0], tasks)}")
+    groups: list[np.ndarray] = []
+    weights: list[float] = []
+    start = 0
+    for part, weight in parts:
+        rows = np.unique(part.tasks)
+        of_tasks = [start + np.flatnonzero(part.tasks == row) for row in rows]
+        shares = np.array([1.0 if data.balance_tasks else len(group) for group in of_tasks])
+        shares *= [data.task_weights.get(part.store.tasks[row].name, 1.0) for row in rows]
+        if not shares.any():
+            raise ConfigError(f"dataset.task_weights leaves nothing of {part.store.location}")
+        groups += of_tasks
+        weights += (weight * shares / shares.sum()).tolist()
+        start += len(part)
+    return WeightedSampler(groups, weights, *place)
 
 
 def chosen_states(store: DemonstrationStore, state_keys: Sequence[str] | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ class StrategyConfig:
         name: of the strategy.
         execute: actions of a chunk after which the next takes over; None for the policy's own number.
         mask: real-time chunking: how commitment to the previous chunk falls after its fixed part.
+        extend: real-time chunking: actions by which the previous chunk is thought to go on as it ends.
         decay: ensembling: exponent of the weights.
         every: ensembling: ticks between two requests.
     """
@@ -28,6 +29,7 @@ class StrategyConfig:
     name: Literal["synchronous", "asynchronous", "ensembling", "rtc"] = "rtc"
     execute: Annotated[int | None, Field(ge=1)] = None
     mask: Literal["exponential", "linear", "none"] = "exponential"
+    extend: Annotated[int, Field(ge=0)] = 3
     decay: Number = 0.01
     every: Annotated[int, Field(ge=1)] = 1
 

@@ -51,7 +51,8 @@ class Continuation:
     """What the next chunk has to continue.
 
     Attributes:
-        actions: ``(n, A)``: those of the running chunk from the observation's tick on.
+        actions: ``(n, A)``: those of the running chunk from the observation's tick on, and what is thought to
+            follow them.
         fixed: how many of them will have been executed when the next chunk arrives.
     """
 
@@ -117,7 +118,17 @@ class Asynchronous:
 
 @dataclass(frozen=True, kw_only=True)
 class RealTimeChunking(Asynchronous):
-    """Like `Asynchronous`, but the next chunk is denoised around what will be executed meanwhile."""
+    """Like `Asynchronous`, but the next chunk is denoised around what will be executed meanwhile.
+
+    Attributes:
+        extend: actions by which the running chunk is thought to go on as it ends. Where it is nearly used
+            up, nothing else would tell the first free action of the next one which way the robot moves; the
+            soft mask gives these the least weight of all.
+        positions: dimensions that go on with their last velocity; the others keep their last value.
+    """
+
+    extend: int = 0
+    positions: tuple[int, ...] = ()
 
     def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
         """Return the rest of the running chunk."""
@@ -126,7 +137,14 @@ class RealTimeChunking(Asynchronous):
         rest = chunks[-1].actions[max(0, tick - chunks[-1].start) :]
         # What is not finite is not executed either.
         rest = rest[: int(np.logical_and.accumulate(np.isfinite(rest).all(1)).sum())]
-        return Continuation(actions=rest, fixed=min(delay, len(rest))) if len(rest) else None
+        if not len(rest):
+            return None
+        further = np.repeat(rest[-1:], self.extend, axis=0)
+        if len(rest) > 1:
+            moving = list(self.positions)
+            velocity = (rest[-1] - rest[-2])[moving]
+            further[:, moving] += np.arange(1, self.extend + 1)[:, None] * velocity
+        return Continuation(actions=np.concatenate([rest, further]), fixed=min(delay, len(rest)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +175,16 @@ class TemporalEnsembling:
         """Nothing: chunks are averaged, not continued."""
 
 
-def make_strategy(config: StrategyConfig, chunk: int, execute: int) -> Strategy:
+def make_strategy(
+    config: StrategyConfig, chunk: int, execute: int, positions: tuple[int, ...] = ()
+) -> Strategy:
     """Build the configured strategy for a policy that predicts ``chunk`` actions.
 
     Args:
         config: which one, and its settings.
         chunk: actions that the policy predicts.
         execute: the policy's own number of executed actions, where the configuration gives none.
+        positions: dimensions of the action that say where to be, see `RealTimeChunking`.
 
     Raises:
         ConfigError: if more actions shall be executed than are predicted.
@@ -179,7 +200,7 @@ def make_strategy(config: StrategyConfig, chunk: int, execute: int) -> Strategy:
         return TemporalEnsembling(
             decay=config.decay, every=config.every, keep=math.ceil(chunk / config.every)
         )
-    return RealTimeChunking(execute=execute)
+    return RealTimeChunking(execute=execute, extend=config.extend, positions=positions)
 
 
 @dataclass(frozen=True)

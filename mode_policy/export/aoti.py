@@ -6,19 +6,15 @@ a processor the products are those of the engine ``cpu``.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mode_policy.errors import ExportError
-from mode_policy.export.graph import ActionGraph, inputs_of, unrolled
+from mode_policy.export.graph import ActionGraph, example_inputs, quiet, unrolled
 from mode_policy.export.manifest import MODEL
 from mode_policy.inference.cpu import ColumnNetwork
 from mode_policy.inference.network import PlannedNetwork
@@ -26,7 +22,7 @@ from mode_policy.inference.plan import InferencePlan
 
 
 def write_aoti(plan: InferencePlan, folder: Path) -> list[str]:
-    """Compile a plan; return the names of the files. The policy's gradients are switched off.
+    """Compile a plan; return the names of the files.
 
     Raises:
         ExportError: if there is no C++ compiler, or the compilation fails.
@@ -47,7 +43,6 @@ def compile_plan(plan: InferencePlan, file: Path) -> None:
             f"target=aoti needs a C++ compiler, and there is no {compiler!r}: install one (Debian: apt-get "
             "install g++), or name it in the variable CXX"
         )
-    plan.policy.requires_grad_(False)
     graph = ActionGraph(_network(plan), unrolled).eval()
     # The compiler's files hold the weights, too: they go where they are removed.
     with tempfile.TemporaryDirectory(prefix="mode-export-") as scratch, torch.no_grad(), quiet():
@@ -62,19 +57,3 @@ def compile_plan(plan: InferencePlan, file: Path) -> None:
 def _network(plan: InferencePlan) -> PlannedNetwork:
     columns = plan.policy.device.type == "cpu" and not plan.uses_goal and plan.precision == "float32"
     return ColumnNetwork(plan) if columns else PlannedNetwork(plan)
-
-
-def example_inputs(plan: InferencePlan) -> tuple[Tensor, ...]:
-    """Return zeros of the shapes and types of a plan's inputs."""
-    return tuple(
-        torch.zeros(array.shape, dtype=getattr(torch, array.dtype), device=plan.policy.device)
-        for array in inputs_of(plan)
-    )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Context without the warnings that torch.export raises about itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -8,8 +8,12 @@ Legend: B batch, C chunk, A action dimension, G goal width, N draws of noise, O 
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -125,3 +129,24 @@ def at_goal(plan: InferencePlan, goal_BG: Tensor) -> InferencePlan:
             for layer, block in zip(plan.layers, blocks, strict=True)
         ]
     return plan
+
+
+def example_inputs(plan: InferencePlan) -> tuple[Tensor, ...]:
+    """Return zeros of the shapes and types of a plan's inputs."""
+    return tuple(
+        torch.zeros(array.shape, dtype=getattr(torch, array.dtype), device=plan.policy.device)
+        for array in inputs_of(plan)
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Context without what exporters print, log and warn of for their own developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

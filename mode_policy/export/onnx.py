@@ -5,25 +5,20 @@ The loop stays a loop (`mode_policy.export.loop`), so the file is as large as th
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from mode_policy.errors import ExportError
-from mode_policy.export.aoti import example_inputs, quiet
-from mode_policy.export.graph import ActionGraph, inputs_of
+from mode_policy.export.graph import ActionGraph, example_inputs, inputs_of, quiet
 from mode_policy.export.loop import LoopNetwork, looped
 from mode_policy.export.manifest import MODEL
 from mode_policy.inference.plan import InferencePlan
 
 
 def write_onnx(plan: InferencePlan, folder: Path) -> list[str]:
-    """Write a plan's graph; return the names of the files. The policy's gradients are switched off.
+    """Write a plan's graph; return the names of the files.
 
     Raises:
         ExportError: if a package that this needs is not installed.
@@ -35,10 +30,9 @@ def write_onnx(plan: InferencePlan, folder: Path) -> list[str]:
         raise ExportError(f"target=onnx needs {', '.join(lacking)}: uv sync --extra onnx")
     from onnx_ir.traversal import RecursiveGraphIterator
 
-    plan.policy.requires_grad_(False)
     graph = ActionGraph(LoopNetwork(plan), looped).eval()
     names = [array.name for array in inputs_of(plan)]
-    with torch.no_grad(), quiet(), _silent():
+    with torch.no_grad(), quiet():
         program = torch.export.export(graph, example_inputs(plan))
         exported = torch.onnx.export(program, input_names=names, output_names=["action"], verbose=False)
     assert exported is not None
@@ -50,15 +44,3 @@ def write_onnx(plan: InferencePlan, folder: Path) -> list[str]:
             value.metadata_props.clear()
     exported.save(folder / MODEL["onnx"])
     return sorted(path.name for path in folder.glob(MODEL["onnx"] + "*"))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """What the exporter prints is for its developers."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(level)

@@ -17,8 +17,7 @@ from mode_policy.export.compact import with_experts
 from mode_policy.export.graph import inputs_of, observation_of
 from mode_policy.export.manifest import INSTRUCTIONS, MODEL, Manifest, read_tensors
 from mode_policy.export.runtime import Model
-from mode_policy.inference.cpu import CpuEngine
-from mode_policy.inference.engine import EagerEngine, Engine
+from mode_policy.inference.auto import make_engine
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.normalization import statistics_from_json
 from mode_policy.policy import MoDEPolicy
@@ -59,15 +58,9 @@ def load_plan(folder: Path, manifest: Manifest, device: torch.device) -> Inferen
     return InferencePlan(policy.to(device).eval(), manifest.sampler, manifest.batch)
 
 
-def engine_for(plan: InferencePlan) -> Engine:
-    """Return the fastest engine that needs no compilation."""
-    cpu = plan.policy.device.type == "cpu" and not plan.uses_goal
-    return CpuEngine(plan) if cpu else EagerEngine(plan)
-
-
 def planned_model(plan: InferencePlan) -> Model:
-    """Return a plan as a function of the tensors of `inputs_of`."""
-    engine = engine_for(plan)
+    """Return a plan as a function of the tensors of `inputs_of`, by an engine that need not compile it."""
+    engine = make_engine(plan, "auto" if plan.policy.device.type == "cpu" else "eager").engine
     names = [array.name for array in inputs_of(plan)]
 
     def run(inputs: Sequence[Tensor]) -> Tensor:

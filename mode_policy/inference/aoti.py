@@ -45,7 +45,8 @@ class AotiEngine(Engine):
 
     def run(self, observation: Observation, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
         """Return actions in raw units."""
-        values: dict[str, Tensor] = {**observation.states, **observation.images, "noise": torch.stack([*draws])}
+        values: dict[str, Tensor] = {**observation.states, **observation.images}
+        values["noise"] = torch.stack(list(draws))
         if observation.instruction is not None:
             values["instruction"] = observation.instruction
         if prefix is not None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from mode_policy.errors import PlanError, did_you_mean
+from mode_policy.inference.aoti import AotiEngine
 from mode_policy.inference.cpu import CpuEngine
 from mode_policy.inference.engine import CompileEngine, EagerEngine, Engine
 from mode_policy.inference.plan import InferencePlan
@@ -15,7 +16,7 @@ from mode_policy.inference.triton_engine import TritonEngine
 
 #: The engines that run a plan, by name.
 ENGINES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (EagerEngine, CompileEngine, CpuEngine, TritonEngine)
+    engine.name: engine for engine in (EagerEngine, CompileEngine, CpuEngine, TritonEngine, AotiEngine)
 }
 
 #: What `make_engine` takes.
@@ -39,6 +40,7 @@ def make_engine(plan: InferencePlan, name: str = "auto") -> Chosen:
 
     Raises:
         PlanError: for an unknown name, or if that engine cannot run the plan.
+        ExportError: if the engine ``aoti`` cannot be compiled.
     """
     if name != "auto":
         check_name(name)

@@ -18,7 +18,7 @@ from mode_policy.policy import MoDEPolicy
 from mode_policy.types import Observation
 
 #: Names that a pool takes: those of `mode_policy.inference.auto`, and the policy's own ``act``.
-EngineName = Literal["auto", "policy", "eager", "compile", "cpu", "triton"]
+EngineName = Literal["auto", "policy", "eager", "compile", "cpu", "triton", "aoti"]
 
 #: Engines that a pool keeps; the one that was not used for the longest time goes first.
 LIMIT = 16
@@ -107,7 +107,7 @@ class EnginePool:
     def _engine(self, plan: InferencePlan, batch: int) -> Engine:
         if batch not in self._engines:
             own = plan.for_batch(batch)
-            slow = self.engine in ("compile", "triton")
+            slow = self.engine in ("compile", "triton", "aoti")
             self._keep(batch, EagerEngine(own) if slow else make_engine(own, self.engine).engine)
         self._engines.move_to_end(batch)
         return self._engines[batch]

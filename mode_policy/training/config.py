@@ -51,6 +51,7 @@ class TrainerConfig:
         seed: of weights, data order and noise.
         tensorboard: write TensorBoard events.
         wandb: Weights & Biases project, or None.
+        trackio: trackio project, or None.
     """
 
     steps: Annotated[int | None, Field(ge=1)] = None
@@ -80,6 +81,7 @@ class TrainerConfig:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     tensorboard: bool = True
     wandb: str | None = None
+    trackio: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> TrainerConfig:

@@ -50,9 +50,9 @@ def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """
     gathered = {}
     for name, tensor in tensors.items():
-        full: Tensor = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()
+        full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
         if keep:
-            gathered[name] = full.cpu()
+            gathered[name] = full.detach().cpu()
     return gathered
 
 

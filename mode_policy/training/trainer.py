@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
 from mode_policy.diffusion.schedules import sigma_of_uniform
+from mode_policy.nn.block import MoDEBlock
 from mode_policy.policy import MoDEPolicy, PolicyLoss
 from mode_policy.training.checkpoints import Checkpoints, TrainingState
 from mode_policy.training.config import TrainerConfig
@@ -103,7 +104,7 @@ class Trainer:
             for block in self.policy.denoiser.blocks:
                 block.router.requires_grad_(False)
         for block in self.policy.denoiser.blocks:
-            block.recompute = config.activation_checkpointing
+            cast(MoDEBlock, block).recompute = config.activation_checkpointing
         self.ema = copy.deepcopy(self.policy).eval().requires_grad_(False)
         sharded = config.sharding == "full" and self.processes.count > 1
         if sharded:
@@ -147,6 +148,7 @@ class Trainer:
                 self.folder,
                 tensorboard=self.config.tensorboard,
                 wandb=self.config.wandb,
+                trackio=self.config.trackio,
                 config=asdict(self.config) | self.about,
                 keep_steps=self.step or None,
             )
@@ -289,7 +291,8 @@ class Trainer:
             number = first + self.processes.rank
             # Sharded weights are gathered by all: who has no batch left goes along, and counts nothing.
             counts = number < len(draws)
-            batch, (u, noise) = (x[number if counts else -1] for x in (self.validation, draws))
+            taken = number if counts else -1
+            batch, (u, noise) = self.validation[taken], draws[taken]
             sigma = sigma_of_uniform(u, self.policy.config.density, self.policy.config.sigma_data)
             with self.accelerator.autocast():
                 loss = self.ema(

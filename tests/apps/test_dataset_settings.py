@@ -94,6 +94,30 @@ def test_tasks_can_be_balanced(store: Path) -> None:
     assert shares[True] == pytest.approx(0.5, abs=0.06)
 
 
+def test_tasks_can_be_weighted(store: Path) -> None:
+    def share(**dataset: object) -> float:
+        _, data = prepared(config(store, validation_fraction=0.0, **dataset))
+        windows = np.concatenate([data.batch.sampler.indices(step) for step in range(30)])
+        return float(np.mean(data.windows.tasks[windows] == 1))
+
+    assert share(task_weights={"push-v3": 4.0}) == pytest.approx(0.5, abs=0.06)
+    assert share(task_weights={"push-v3": 3.0}, balance_tasks=True) == pytest.approx(0.75, abs=0.06)
+    assert share(task_weights={"reach-v3": 0.0}) == 1
+    with pytest.raises(ConfigError, match=r"no task 'puhs-v3'. Did you mean 'push-v3'"):
+        share(task_weights={"puhs-v3": 1.0})
+    with pytest.raises(ConfigError, match=r"leaves nothing of .*reach.zarr"):
+        share(task_weights={"reach-v3": 0.0, "push-v3": 0.0})
+
+
+def test_a_mixture_holds_to_one_convention(store: Path, tmp_path: Path) -> None:
+    meaning = convention(REACH.env_id).to_json()
+    write(tmp_path / "other.zarr", Convention(**(meaning | {"gripper": "plus_opens"})), {"push-v3": 3})
+    part = {"path": str(tmp_path / "other.zarr")}
+    with pytest.raises(ConventionError, match=r"(?s)other.zarr does not mix.*adapt.gripper=plus_closes"):
+        prepared(config(store, mixture=[part]))
+    prepared(config(store, mixture=[part | {"adapt": {"gripper": "plus_closes"}}]))
+
+
 def test_stores_are_mixed(store: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.zarr"
     write(other, convention(REACH.env_id), {"push-v3": 3})

@@ -13,8 +13,9 @@ from mode_policy.apps.data import main as mode_data
 from mode_policy.apps.dataset import store_layout
 from mode_policy.apps.evaluate import chosen_tasks
 from mode_policy.config import build
-from mode_policy.errors import CheckpointError, ConfigError, ConventionError, DataError
+from mode_policy.errors import CheckpointError, ConfigError, ConventionError, DataError, ModePolicyError
 from tests.apps.conftest import TINY, program
+from tests.policy.test_files import holder
 
 
 def run(tmp_path, *overrides):
@@ -31,7 +32,10 @@ def run(tmp_path, *overrides):
         (["model=tinny"], r"unknown model 'tinny'. Did you mean 'tiny'"),
         (["trainer.minuts=3"], r"unknown override 'trainer.minuts'. Did you mean 'trainer.minutes'"),
         (["tsk=pusht"], r"unknown override 'tsk'. Did you mean 'task'"),
+        (["seed=3"], r"unknown override 'seed'. Did you mean 'trainer.seed'"),
+        (["serve=3"], r"unknown override 'serve'"),
         (["trainer.minutes=[1"], r"cannot read 'trainer.minutes=\[1'"),
+        (["=3"], r"unknown override ''"),
         (["task=[metaworld_mt10,pusht]"], r"task takes one choice, .*-m task=metaworld_mt10,pusht"),
         (["sampler=ddim,euler"], r"sampler takes one choice, not several; .*-m sampler=ddim,euler"),
         (["trainer=null"], r"trainer needs a choice; one of default, paper"),
@@ -51,6 +55,10 @@ def test_misspelt_overrides(overrides, message):
         ("policy.execute=11", r"policy: execute=11 actions of a chunk of 10"),
         ("trainer.batch_size=0", r"trainer.batch_size: .*greater than or equal to 1 \(got 0\)"),
         ("dataset.source=hub", r"dataset.source: .*'scripted', 'published' or 'path'"),
+        ("policy.sampler.guidance=nan", r"policy.sampler.guidance: .*finite number \(got nan\)"),
+        ("trainer.learning_rate=inf", r"trainer.learning_rate: .*finite number \(got inf\)"),
+        ("dataset.mixture=[{path: a, wieght: 1}]", r"mixture.0.wieght: unknown key. Did you mean 'weight'"),
+        ("run_dir=", r"run_dir: .*at least 1 character \(got ''\)"),
         ("dataset.source=published", "no data are published for this task"),
         ("dataset.published=libero_9", r"unknown published data 'libero_9'. Did you mean 'libero_90'"),
         ("policy.denoiser.num_heads=3", r"policy.denoiser: dim=16 is not a multiple of num_heads=3"),
@@ -182,6 +190,28 @@ def test_rollouts_never_start_where_demonstrations_did(tmp_path):
         )
 
 
+def test_a_folder_that_takes_no_files(tmp_path, reach_store):
+    (tmp_path / "run").touch()
+    with pytest.raises(ModePolicyError, match=r"cannot write .*run: File exists"):
+        run(tmp_path, "dataset.source=path", f"dataset.path={reach_store}")
+
+
+def test_a_folder_in_which_another_process_trains(tmp_path, reach_store):
+    other = holder(tmp_path / "run")
+    try:
+        with pytest.raises(ModePolicyError, match=r"another process writes to .*run"):
+            run(tmp_path, "dataset.source=path", f"dataset.path={reach_store}")
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(DataError, match="no demonstrations"):
+        run(tmp_path, "dataset.source=path", f"dataset.path={tmp_path}/none.zarr")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_that_holds_a_run_is_not_trained_into(tmp_path, reach_store):
     common = ("dataset.source=path", f"dataset.path={reach_store}", "evaluation.episodes=0")
     run(tmp_path, *common)
@@ -223,10 +253,21 @@ def test_paths_are_taken_as_they_are(value):
 
 
 def test_resuming_nothing(tmp_path):
-    done = program("train", f"resume={tmp_path}/none")
-    assert done.returncode == 2
-    assert "nothing to resume" in done.stderr
+    for nothing in (f"{tmp_path}/none", ""):
+        done = program("train", f"resume={nothing}")
+        assert done.returncode == 2
+        assert "nothing to resume" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("text", ["a: [1,", "[1, 2]", "3"])
+def test_resuming_by_a_damaged_configuration(tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "config.yaml").write_text(text)
+    monkeypatch.setattr("sys.argv", ["train.py", f"resume={tmp_path}"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 2
+    assert f"cannot read {tmp_path}/config.yaml" in capsys.readouterr().err
 
 
 def test_mode_data(tmp_path, capsys, reach_store):
@@ -239,7 +280,7 @@ def test_mode_data(tmp_path, capsys, reach_store):
     for arguments, message in (
         (["list", str(tmp_path / "none")], "there is no folder"),
         (["info", str(tmp_path / "none.zarr")], "none.zarr"),
-        (["collect", "pusht"], "has no scripted experts"),
+        (["collect", "pusht"], "has no scripted expert"),
         (["collect", "metaworld_mt1"], "Did you mean 'metaworld_mt10'"),
         (["collect", "metaworld_mt10", "episods=3"], "Did you mean 'dataset.episodes'"),
     ):

@@ -161,8 +161,9 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path, reach_store):
 
 
 def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, reach_store):
+    folder = tmp_path / "my run"
     process = subprocess.Popen(
-        long_run(tmp_path / "run", reach_store, steps=100_000),
+        long_run(folder, reach_store, steps=100_000),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -172,11 +173,11 @@ def test_ctrl_c_saves_and_says_how_to_continue(tmp_path, reach_store):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        wait_for_checkpoint(process, tmp_path / "run")
+        wait_for_checkpoint(process, folder)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert f"continue with: uv run train.py resume={tmp_path}/run" in output
+    assert f"continue with: uv run train.py 'resume={folder}'" in output
     assert "Traceback" not in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_what_is_unknown_is_not_compared() -> None:
 @pytest.mark.parametrize(
     ("changes", "what", "fix"),
     [
+        ({"fps": 5.0}, "control rate", "bring the other side to 5 Hz"),
         ({"gripper": "plus_opens"}, "gripper", "dataset.adapt.gripper=plus_opens"),
         ({"gripper": "none"}, "gripper", "one side has no gripper"),
         ({"action_kind": "absolute"}, "action kind", "convert the actions"),
@@ -116,6 +118,8 @@ def test_the_scale_is_converted(store: DemonstrationStore) -> None:
 
 @pytest.mark.parametrize("kind", ["delta", "absolute"])
 def test_steps_are_left_out(store: DemonstrationStore, kind: str) -> None:
+    silent = dataclasses.replace(store.convention, action_kind="unknown")
+    store = dataclasses.replace(store, convention=silent)
     there = adapt(store, AdaptConfig(stride=3, declare={"action_kind": kind}))
     assert there.fps == pytest.approx(20 / 3)
     assert there.episode_lengths.tolist() == [3, 2, 3]
@@ -154,14 +158,44 @@ def test_images_are_delivered_upright(
     np.testing.assert_array_equal(there.all_frames(CAMERA), turn(store.all_frames(CAMERA)))
 
 
+def test_images_are_resized(store: DemonstrationStore) -> None:
+    there = adapt(store, AdaptConfig(image_size=(8, 10)))
+    assert there.features[CAMERA].shape == (8, 10, 3)
+    frames, small = there.all_frames(CAMERA), store.all_frames(CAMERA)
+    assert frames.shape == (20, 8, 10, 3)
+    np.testing.assert_allclose(frames.mean((1, 2)), small.mean((1, 2)), atol=12)
+    same = adapt(store, AdaptConfig(image_size=(4, 5), image_orientation="upside_down"))
+    np.testing.assert_array_equal(same.all_frames(CAMERA), small[:, ::-1])
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (AdaptConfig(declare={"gripper": "unknown"}, gripper="plus_opens"), "does not say what its gripper"),
+        (AdaptConfig(gripper="plus_opens"), "does not say what its gripper"),
+        (AdaptConfig(action_scale=(1.0, 1.0)), "does not say how large"),
+        (AdaptConfig(stride=2), "absolute or deltas"),
+    ],
+)
+def test_what_the_store_does_not_say_must_be_declared(
+    store: DemonstrationStore, config: AdaptConfig, message: str
+) -> None:
+    silent = dataclasses.replace(store, convention=Convention(fps=20.0))
+    with pytest.raises(DataError, match=message):
+        adapt(silent, config)
+    known = {"gripper": "plus_closes", "action_scale": [0.5, 1.0], "action_kind": "absolute", "fps": 20}
+    told = adapt(silent, dataclasses.replace(config, declare=known))
+    assert told.convention.action_kind == "absolute"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            AdaptConfig(declare={"gripper": "plus_opens"}),
+            "its gripper is 'plus_closes', .* migrate .* gripper=",
+        ),
         (AdaptConfig(gripper="none"), "cannot convert"),
         (AdaptConfig(action_scale=(1.0,)), "has 1 values .* give 2"),
-        (AdaptConfig(declare={"action_scale": ()}, action_scale=(1.0, 1.0)), "does not say how large"),
-        (AdaptConfig(declare={"action_kind": "unknown"}, stride=2), "absolute or deltas"),
         (AdaptConfig(declare={"griper": "none"}), "no 'griper'. Did you mean 'gripper'"),
         (AdaptConfig(declare={"gripper": "wide"}), "gripper 'wide' is none of"),
         (AdaptConfig(rename={"observation.states": STATE}), "Did you mean 'observation.state'"),

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
+import zarr.storage._local as local
 
 from mode_datasets import StoreWriter, open_store
 from mode_datasets.writer import update_attributes
 from mode_policy.convention import Convention
 from mode_policy.errors import DataError
-from mode_policy.types import Episode
+from mode_policy.types import Episode, InstructionTable
 
-from .conftest import CAMERA, CONVENTION, PROVENANCE, WITH_IMAGES, make_episodes, write
+from .conftest import CAMERA, CONVENTION, PROVENANCE, TASKS, WITH_IMAGES, make_episodes, write
 
 ROOT = Path(__file__).parents[2]
 LENGTHS = [5, 9, 3, 7, 4, 8, 6, 5, 9, 3, 7, 4]
@@ -118,8 +124,6 @@ def test_a_write_that_stops_anywhere_loses_nothing(
     class Dead(BaseException):
         pass
 
-    import zarr.storage._local as local
-
     put = local._put
 
     def dying(*arguments: object, **options: object) -> int:
@@ -145,6 +149,73 @@ def test_a_write_that_stops_anywhere_loses_nothing(
     found = open_store(path)
     assert found.num_episodes == acknowledged
     same(path, episodes[:acknowledged])
+
+
+def test_a_kill_while_instructions_are_replaced_loses_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th change to the disk is the last, for each of those that complete an append."""
+    episodes = make_episodes(LENGTHS[:3], WITH_IMAGES)
+    base = tmp_path / "base.zarr"
+
+    def table(value: float) -> InstructionTable:
+        texts = tuple(task.instruction for task in TASKS)
+        return InstructionTable(encoder="x", instructions=texts, embeddings=torch.full((2, 4), value))
+
+    write(base, episodes[:2], WITH_IMAGES, instructions=table(1.0))
+    left = 0
+
+    class Dead(BaseException):
+        pass
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_die(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Dead
+            return call(*arguments, **options)
+
+        return call_or_die
+
+    for module, name in ((local, "_put"), (local.LocalStore, "delete_dir")):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    found = []
+    for changes in itertools.count():
+        path = tmp_path / f"{changes}.zarr"
+        shutil.copytree(base, path)
+        left = 10**6
+        writer = StoreWriter.append_to(path)
+        writer.__enter__()
+        writer.append(episodes[2])
+        writer.set_instructions(table(2.0))
+        left = changes
+        try:
+            writer.finish()
+        except Dead:
+            left = 10**6
+        finally:
+            writer._abandon()
+        same(path, episodes)
+        known = open_store(path).instruction_table
+        found.append(None if known is None else known.embeddings.unique().tolist())
+        if left < 10**6:
+            break
+    # The old ones, none, the new ones; never a mixture.
+    assert [value for value, _ in itertools.groupby(found)] == [[1.0], None, [2.0]]
+
+
+@pytest.mark.parametrize("orientation", ["upside_down", "rotated_180"])
+def test_images_are_appended_as_the_others_are_stored(tmp_path: Path, orientation: str) -> None:
+    path = tmp_path / "demo.zarr"
+    episodes = make_episodes(LENGTHS[:3], WITH_IMAGES)
+    write(path, episodes[:2], WITH_IMAGES)
+    update_attributes(path, {"image_orientation": orientation})
+    before = [open_store(path).episode(i) for i in range(2)]
+    with StoreWriter.append_to(path) as writer:
+        writer.append(episodes[2])
+    same(path, [*before, episodes[2]])
+    assert open_store(path).image_orientation == orientation
 
 
 def test_what_is_dropped_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from mode_datasets import DemonstrationStore, StoreWriter, Windows, WindowSpec, 
 from mode_datasets.mixture import Mixture, MixturePart, merge_instructions
 from mode_datasets.sampler import WeightedSampler
 from mode_policy.convention import Convention
-from mode_policy.errors import DataError
+from mode_policy.errors import ConventionError, DataError
 from mode_policy.normalization import Normalizer
 from mode_policy.types import ACTION, STATE, Episode, Feature, Features, InstructionTable
 
@@ -22,8 +24,9 @@ TOP = "observation.images.top"
 SPEC = WindowSpec(history=2, chunk=3)
 
 
-def store_at(path: Path, features: Features, scale: float, fps: float = 20.0) -> DemonstrationStore:
-    with StoreWriter(path, features, Convention(fps=fps), PROVENANCE) as writer:
+def store_at(path: Path, features: Features, scale: float, **convention: Any) -> DemonstrationStore:
+    meaning = Convention(**({"fps": 20.0} | convention))
+    with StoreWriter(path, features, meaning, PROVENANCE) as writer:
         for episode in make_episodes([6, 8], features):
             arrays = {
                 k: x if x.dtype == np.uint8 else x * np.float32(scale) + 3 for k, x in episode.arrays.items()
@@ -49,6 +52,11 @@ def mixture(tmp_path: Path) -> Mixture:
     )
 
 
+def groups(mixture: Mixture) -> list[np.ndarray]:
+    """Windows of each part."""
+    return [np.arange(a, b) for a, b in itertools.pairwise(mixture.offsets)]
+
+
 def test_the_target_is_delivered_as_it_is(mixture: Mixture) -> None:
     indices = np.array([3, 0, 13])
     ours, alone = mixture.batch(indices), mixture.target.batch(indices)
@@ -60,7 +68,7 @@ def test_the_target_is_delivered_as_it_is(mixture: Mixture) -> None:
 
 def test_parts_are_on_the_targets_scale(mixture: Mixture) -> None:
     """Normalised by the target's statistics, a part has the values that its own would give it."""
-    indices = mixture.groups[1]
+    indices = groups(mixture)[1]
     part = mixture.parts[1].windows
     for key, mode in ((STATE, "mean_std"), (ACTION, "min_max")):
         feature = part.store.features[key]
@@ -94,12 +102,12 @@ def test_order_is_kept(mixture: Mixture) -> None:
 
 
 def test_weights_are_shares_of_the_batches(mixture: Mixture) -> None:
-    sampler = WeightedSampler(mixture.groups, mixture.weights, 1000, seed=3)
+    sampler = WeightedSampler(groups(mixture), [1, 3], 1000, seed=3)
     indices = sampler.indices(5)
     assert np.mean(indices >= len(mixture.target)) == pytest.approx(0.75, abs=0.05)
-    np.testing.assert_array_equal(indices, WeightedSampler(mixture.groups, [2, 6], 1000, seed=3).indices(5))
+    np.testing.assert_array_equal(indices, WeightedSampler(groups(mixture), [2, 6], 1000, seed=3).indices(5))
     assert (indices != sampler.indices(6)).any()
-    ranks = [WeightedSampler(mixture.groups, [1, 3], 250, 3, rank, 4).indices(5) for rank in range(4)]
+    ranks = [WeightedSampler(groups(mixture), [1, 3], 250, 3, rank, 4).indices(5) for rank in range(4)]
     np.testing.assert_array_equal(np.concatenate(ranks), indices)
 
 
@@ -118,29 +126,47 @@ def test_bad_weights_are_refused(groups: list[np.ndarray], weights: list[float],
 
 
 @pytest.mark.parametrize(
-    ("features", "fps", "message"),
+    ("features", "message"),
     [
         (
             {ACTION: Feature(shape=(2,)), CAMERA: Feature(shape=(4, 4, 3), dtype="uint8")},
-            20.0,
             "lacks 'observation.state'",
         ),
-        ({STATE: Feature(shape=(3,)), ACTION: Feature(shape=(7,))}, 20.0, "'action' has 7 dimensions, not 2"),
-        (
-            {STATE: Feature(shape=(3,)), ACTION: Feature(shape=(2,))},
-            10.0,
-            "at 10 Hz, not 20; set its adapt.stride",
-        ),
+        ({STATE: Feature(shape=(3,)), ACTION: Feature(shape=(7,))}, "'action' has 7 dimensions, not 2"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(
-    tmp_path: Path, features: Features, fps: float, message: str
-) -> None:
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, features: Features, message: str) -> None:
     target = store_at(tmp_path / "a.zarr", robot(), 1.0)
-    other = store_at(tmp_path / "b.zarr", features, 1.0, fps)
+    other = store_at(tmp_path / "b.zarr", features, 1.0)
     windows = [Windows(s, SPEC, image_keys=[k for k in s.features if "images" in k]) for s in (target, other)]
     with pytest.raises(DataError, match=rf"b.zarr does not mix with .*a.zarr: .*{message}"):
         Mixture([MixturePart(w, 1.0) for w in windows])
+
+
+@pytest.mark.parametrize(
+    ("meaning", "fix"),
+    [
+        ({"gripper": "plus_opens"}, "gripper: plus_opens, not plus_closes\n.*adapt.gripper=plus_closes"),
+        ({"fps": 40.0}, "control rate: 40 Hz, not 20 Hz\n.*adapt.stride=2, or any_rate=true"),
+        ({"fps": 10.0}, "control rate: 10 Hz, not 20 Hz\n.*bring the other side to 10 Hz"),
+        ({"action_kind": "absolute"}, "action kind: absolute, not delta"),
+    ],
+)
+def test_parts_that_mean_something_else_are_refused(tmp_path: Path, meaning: dict, fix: str) -> None:
+    known = {"gripper": "plus_closes", "action_kind": "delta", "action_scale": (0.1, 1.0)}
+    stores = [
+        store_at(tmp_path / "a.zarr", robot(), 1.0, **known),
+        store_at(tmp_path / "b.zarr", robot(), 1.0, **(known | {"action_scale": (0.5, 1.0)} | meaning)),
+    ]
+    parts = [MixturePart(Windows(store, SPEC), 1.0) for store in stores]
+    with pytest.raises(ConventionError, match=rf"(?s)b.zarr does not mix with .*a.zarr.*{fix}"):
+        Mixture(parts)
+
+
+def test_rates_may_differ_on_purpose(tmp_path: Path) -> None:
+    stores = [store_at(tmp_path / f"{fps}.zarr", robot(), 1.0, fps=fps) for fps in (20.0, 3.75)]
+    parts = [MixturePart(Windows(store, SPEC), 1.0, any_rate=True) for store in stores]
+    assert Mixture(parts).batch(np.array([0, 20])).actions.shape == (2, 3, 2)
 
 
 def test_instructions_are_merged() -> None:

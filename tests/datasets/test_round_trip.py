@@ -16,7 +16,7 @@ import mode_datasets.profiles
 from mode_datasets import describe, find_stores, open_store
 from mode_policy.errors import DataError
 from mode_policy.normalization import compute_statistics
-from mode_policy.types import ACTION, STATE, InstructionTable, UnknownInstructionError
+from mode_policy.types import ACTION, STATE, Feature, InstructionTable, UnknownInstructionError
 
 from .conftest import CAMERA, PROVENANCE, TASKS, VECTORS, WITH_IMAGES, make_episodes, write
 
@@ -126,11 +126,32 @@ def test_inspection_names_what_matters(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=(tmp_path / "out.txt").open("w"))
     console.print(describe(store))
     text = console.export_text()
-    for expected in (STATE, CAMERA, "push the puck", "4 / 6 / 8", "MiB", "licence", "20 Hz"):
+    for expected in (STATE, CAMERA, "push the puck", "4 / 6 / 8", "MiB", "licence", "20 Hz", "profile train"):
         assert expected in text
     summary = json.loads(json.dumps(store.summary()))
     assert summary["tasks"] == {"push": 2, "reach": 1}
     assert summary["lengths"] == [4, 6, 8]
+
+
+def test_long_names_can_be_told_apart(tmp_path: Path) -> None:
+    names = tuple(f"previous_object1_q{i}" for i in range(4))
+    features = {STATE: Feature(shape=(4,), names=names), ACTION: VECTORS[ACTION]}
+    write(tmp_path / "demo.zarr", make_episodes([4], features), features)
+    console = Console(width=80, record=True, file=(tmp_path / "out.txt").open("w"))
+    console.print(describe(open_store(tmp_path / "demo.zarr")))
+    text = console.export_text()
+    assert all(name in text for name in names)
+
+
+def test_linked_stores_are_found(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "a.zarr", make_episodes([3], VECTORS), VECTORS)
+    (tmp_path / "stores" / "below").mkdir(parents=True)
+    (tmp_path / "stores" / "b.zarr").symlink_to(tmp_path / "disk" / "a.zarr")
+    (tmp_path / "stores" / "disk").symlink_to(tmp_path / "disk")
+    (tmp_path / "stores" / "below" / "circle").symlink_to(tmp_path / "stores")
+    found = [path.relative_to(tmp_path / "stores").as_posix() for path in find_stores(tmp_path / "stores")]
+    assert {"b.zarr", "disk/a.zarr"} <= set(found)
+    assert len(found) < 10
 
 
 def test_stores_are_found_by_their_metadata(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from mode_envs.realtime import RealtimeRobot, RealtimeSpec
 from mode_policy.deploy.client import PolicyClient
 from mode_policy.deploy.config import ActionConfig, LateConfig, SafetyConfig
 from mode_policy.deploy.controller import Controller
+from mode_policy.deploy.endpoints import RemoteEndpoint
 from mode_policy.deploy.guard import ObservationGuard
-from mode_policy.deploy.inference import Inference, RemoteEndpoint
+from mode_policy.deploy.inference import Inference
 from mode_policy.deploy.inference_worker import ProcessEndpoint
 from mode_policy.deploy.safety import SafetyFilter
 from mode_policy.deploy.strategies import RealTimeChunking
@@ -66,10 +67,10 @@ def test_undisturbed(tmp_path):
     assert [w for _, w in victim.lines][-1] == "stop"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_at_any_moment_the_robot_ends_stopped(tmp_path, number):
     rng = random.Random(number)
-    for i in range(4):
+    for i in range(3):
         folder = tmp_path / str(i)
         folder.mkdir()
         victim = Victim(folder, "--watchdog", "5")
@@ -146,6 +147,20 @@ def test_a_loop_without_its_watchdog_ends(tmp_path):
         watchdog._process.wait()
         with pytest.raises(RobotError, match="the watchdog process has died"):
             watchdog.beat()
+
+
+def test_a_loop_that_failed_is_stopped_by_the_watchdog_too(tmp_path):
+    """Its own attempt to stop the robot may be what failed."""
+    diary = tmp_path / "diary"
+
+    def failing(watchdog):
+        watchdog.beat()
+        raise RobotError("it cannot be commanded any more")
+
+    watchdog = Watchdog(60.0, "tests.deploy.victim:stopper", {"path": str(diary)})
+    with pytest.raises(RobotError, match="any more"), watchdog:
+        failing(watchdog)
+    assert "stopped by the watchdog" in diary.read_text()
 
 
 # The log

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mode_policy.deploy.client import PolicyClient
-from mode_policy.deploy.inference import DelayedEndpoint, EndpointLostError, Inference, RemoteEndpoint
+from mode_policy.deploy.endpoints import DelayedEndpoint, EndpointLostError, RemoteEndpoint
+from mode_policy.deploy.inference import Inference
 from mode_policy.deploy.inference_worker import ProcessEndpoint
 from mode_policy.deploy.policy_service import LocalEndpoint
 from mode_policy.errors import InferenceError
@@ -161,3 +162,46 @@ def test_answers_that_are_no_chunk_end_inference():
         inference.wait_until_ready(5)
         assert answer(inference) is None
         assert "actions of shape (3,); expected (C, A)" in str(inference.error)
+
+
+class Changing:
+    """An endpoint that is lost once and comes back with another policy."""
+
+    def __init__(self, **changes):
+        self.said = {"chunk": 4, "history": 1, "action_min": [0.0, 0.0], "action_max": [1.0, 1.0]}
+        self.changes, self.opened, self.closed = changes, 0, 0
+
+    def open(self):
+        self.opened += 1
+        return self.said | (self.changes if self.opened > 1 else {})
+
+    def infer(self, request):
+        if self.opened == 1:
+            raise EndpointLostError("gone")
+        return {"actions": np.zeros((4, 2))}
+
+    def close(self):
+        self.closed += 1
+
+
+def test_another_policy_is_not_taken_for_the_same():
+    with Inference(Changing(action_max=[9.0, 9.0], title="new")) as inference:
+        inference.wait_until_ready(5)
+        assert answer(inference) is None
+        assert "another policy answers now, with other action_max; start again" in str(inference.error)
+    with Inference(Changing(title="new")) as inference:
+        inference.wait_until_ready(5)
+        inference.submit(0, request())
+        wait_for(lambda: inference.losses == 1)
+        assert answer(inference, 3).tick == 3, "what the loop was not built around may change"
+
+
+def test_actions_of_another_robot_end_inference():
+    endpoint = Changing()
+    endpoint.opened = 1
+    endpoint.infer = lambda request: {"actions": np.zeros((4, 7))}
+    with Inference(endpoint) as inference:
+        inference.wait_until_ready(5)
+        assert answer(inference) is None
+        assert "actions of shape (4, 7); expected (C, 2)" in str(inference.error)
+    assert endpoint.closed, "whatever ended it"

@@ -3,6 +3,7 @@
 import http.client
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -36,11 +37,12 @@ def telemetry():
     made.finish()
 
 
-def record(telemetry, tick, interventions=0, episode=0, late=0.001):
+def record(telemetry, tick, interventions=0, episode=0, late=0.001, time=None, skipped=0, losses=0):
+    t = tick if time is None else time
     telemetry.record(
         (
-            *(episode, tick, tick, tick + late, tick + 0.002, tick),
-            *(tick // 4, tick % 4, 2, 0.028, 0.01, interventions, 0, 0),
+            *(episode, tick, t, t + late, t + late + 0.001, t),
+            *(tick // 4, tick % 4, 2, 0.028, 0.01, interventions, skipped, losses),
             *([0.5, np.nan], [0.5, 0.25], [1.0]),
         )
     )
@@ -83,6 +85,30 @@ def test_it_says_what_becomes_of_the_loop(telemetry, monkeypatch):
     monkeypatch.setattr("mode_policy.deploy.monitor.state.is_alive", lambda pid: False)
     telemetry.control["finished"] = 0
     assert watched.state(0, 0)["status"] == "died"
+
+
+def test_it_says_when_the_robot_is_held_and_why(telemetry):
+    watched, now = Watched(telemetry.path), time.monotonic() + 1000
+    for tick, (flags, expected) in enumerate(
+        [
+            (Intervention(0), "running"),
+            (Intervention.LATE, "holding"),
+            (Intervention.OBSERVATION_FROZEN, "holding"),
+            (Intervention.BOUNDS | Intervention.JERK, "running"),
+        ]
+    ):
+        record(telemetry, tick, flags, time=now, losses=tick)
+        state = watched.state(0, 0)
+        assert (state["status"], state["losses"]) == (expected, tick)
+
+
+def test_deadlines_are_missed_by_being_late_or_left_out(telemetry):
+    watched = Watched(telemetry.path)
+    for tick, (late, skipped) in enumerate([(0.001, 0), (0.0195, 0), (0.018, 0), (0.001, 3), (0.05, 3)]):
+        record(telemetry, tick, late=late, skipped=skipped)
+    assert watched.state(0, 0)["misses"] == 2 + 3, "a tick lasts 20 ms"
+    record(telemetry, 5, skipped=4)
+    assert watched.state(0, 0)["misses"] == 2 + 4
 
 
 def test_it_waits_for_a_loop_and_follows_to_the_next(tmp_path, monkeypatch):

@@ -15,15 +15,16 @@ import torch
 from mode_datasets import Provenance, StoreWriter
 from mode_envs import env_task, features
 from mode_policy.apps.cli import compose, to_plain
-from mode_policy.apps.control import ControlConfig, run
+from mode_policy.apps.control import run
+from mode_policy.apps.control_loop import ControlConfig
 from mode_policy.apps.monitor import main as monitor
 from mode_policy.apps.serve import ServeConfig
 from mode_policy.checkpoint import save_checkpoint
 from mode_policy.config import build
 from mode_policy.convention import Convention
-from mode_policy.deploy.policy_service import load_service
+from mode_policy.deploy.policy_service import PolicyService, load_service
 from mode_policy.deploy.telemetry import Telemetry
-from mode_policy.errors import ConfigError, DataError, ModePolicyError
+from mode_policy.errors import ConfigError, DataError, InferenceError, ModePolicyError
 from mode_policy.normalization import compute_statistics
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import ACTION, STATE, Episode, InstructionTable
@@ -112,6 +113,7 @@ def test_serve_and_drive_from_another_process_and_pull_the_plug(tmp_path, pusht)
     loop.wait_for("inference lost: ")
     again = Program(tmp_path, "second", *command)
     loop.wait_for("all is well again")
+    assert "policy     ws://" in loop.said
     loop.process.send_signal(signal.SIGINT)
     assert loop.process.wait(60) == 130
     assert "episode 0  interrupted" in loop.said
@@ -121,6 +123,38 @@ def test_serve_and_drive_from_another_process_and_pull_the_plug(tmp_path, pusht)
     again.process.send_signal(signal.SIGTERM)
     assert again.process.wait(60) == 0
     assert re.search(r"served +\d+ requests of 1 sessions", again.said)
+
+
+def test_a_server_of_another_project_is_no_policy_to_build_a_loop_around(serve):
+    class Foreign(PolicyService):
+        def __init__(self, policy):
+            super().__init__(policy)
+            self.metadata = {"action_horizon": 10}
+
+    server = serve(Foreign(toy.policy()))
+    with pytest.raises(InferenceError, match="does not describe its policy's features"):
+        run(config(f"server={server.address}", "robot=pusht"))
+
+
+def test_it_says_what_it_waits_for(monkeypatch, capsys):
+    monkeypatch.setattr("mode_policy.apps.control.PATIENCE", 0.5)
+    with pytest.raises(InferenceError, match=r"no inference within 0\.5 s"):
+        run(config(f"server=ws://127.0.0.1:{free_port()}", "robot=pusht"))
+    assert re.search(r"waiting    no server at ws://.*trying for 0\.5 s", capsys.readouterr().out)
+
+
+def test_a_port_that_is_taken(pusht):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "serve.py", f"checkpoint={pusht}", f"port={port}", "threads=1"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert re.search(rf"cannot listen at 127\.0\.0\.1:{port}", done.stderr)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_checkpoint_beside_the_loop(pusht, capsys):
@@ -155,6 +189,10 @@ def test_a_recorded_episode_is_replayed(address, tmp_path, capsys):
         (["server=ws://x", "safty.low=1"], "unknown override 'safty.low'. Did you mean 'safety.low'"),
         (["server=ws://x", "robot=push"], "unknown robot 'push'. Did you mean 'pusht'"),
         (["checkpoint=x"], "there is nothing at x"),
+        (["server=http://x"], "http://x is no address of a server; give ws://host:port"),
+        (["server=wss://x", "certificate=none.pem"], "certificate none.pem cannot be used"),
+        (["server=ws://x", "token_file=none"], "token_file=none cannot be read"),
+        (["server=ws://x", "safety.stale_after=.inf"], "safety.stale_after"),
     ],
 )
 def test_what_cannot_be_driven(overrides, message):
@@ -171,6 +209,7 @@ def test_what_cannot_be_driven(overrides, message):
         (["strategy.execute=99"], "execute=99, but the policy predicts chunks of 10"),
         (["robot=lerobot", "robot.lerobot.type=none"], "is no robot of LeRobot"),
         (["action.gripper=[7]"], "names dimension 7"),
+        (["action.measured=[0,9]"], "points outside of the robot's state, which has 5 numbers"),
     ],
 )
 def test_robots_that_do_not_fit_the_policy(address, overrides, message):
@@ -206,11 +245,24 @@ def test_the_monitor_says_where_it_is_and_what_is_wrong(capsys):
     assert "choose another with --port" in capsys.readouterr().err
 
 
-def test_stopping_from_the_command_line(capsys):
-    telemetry = Telemetry.create(rate=10.0, actions=["x"])
-    monitor(["--stop", "--telemetry", str(telemetry.path)])
-    assert telemetry.stop_requested
-    telemetry.finish()
+def test_stopping_from_the_command_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("mode_policy.deploy.runtime.folder", lambda: tmp_path)
     with pytest.raises(SystemExit):
-        monitor(["--stop", "--telemetry", str(telemetry.path)])
+        monitor(["--stop"])
+    assert "nothing to stop" in capsys.readouterr().err
+    first, second = (Telemetry.create(rate=10.0, actions=["x"], title=title) for title in ("left", "right"))
+    monitor(["--stop", "--telemetry", str(first.path)])
+    assert (first.stop_requested, second.stop_requested) == (True, False)
+    broken = tmp_path / f"mode-control-{os.getpid()}-x.telemetry"
+    broken.write_bytes(b"nonsense")
+    with pytest.raises(SystemExit):
+        monitor(["--stop"])
+    said = capsys.readouterr()
+    assert second.stop_requested, "whatever else is there"
+    assert "stopping   right" in said.out
+    assert "holds no telemetry" in said.err
+    second.finish()
+    first.finish()
+    with pytest.raises(SystemExit):
+        monitor(["--stop", "--telemetry", str(first.path)])
     assert "holds no telemetry" in capsys.readouterr().err

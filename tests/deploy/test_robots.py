@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mode_policy.apps.control import ControlConfig, run
-from mode_policy.apps.robots import RobotConfig, lerobot_stopper
+from mode_policy.apps.control import run
+from mode_policy.apps.control_loop import ControlConfig
+from mode_policy.apps.robots import RobotConfig, driven, lerobot_stopper
 from mode_policy.deploy.config import ActionConfig, LateConfig, LoopConfig, SafetyConfig, StrategyConfig
 from mode_policy.deploy.policy_service import PolicyService
 from mode_policy.deploy.robots.lerobot import LeRobotRobot
@@ -79,6 +80,38 @@ def test_a_cable_that_fell_out(arm):
             call()
 
 
+@pytest.mark.parametrize("error", [TimeoutError("frame is too old"), RuntimeError("thread is not running")])
+def test_a_camera_that_hangs_leaves_an_observation_without_anything(arm, error):
+    """LeRobot reads all or nothing; the loop then holds the robot, see `mode_policy.deploy.guard`."""
+    robot = LeRobotRobot(arm, 30.0)
+    before = robot.observe()
+    arm.fault = error
+    seen = robot.observe()
+    assert dict(seen.arrays) == {}
+    assert str(error) in seen.trouble
+    assert seen.time >= before.time
+    arm.fault = None
+    assert set(robot.observe().arrays) == set(before.arrays), "and it comes back"
+
+
+def test_a_broken_camera_does_not_keep_a_robot_from_stopping(arm):
+    robot, sent = LeRobotRobot(arm, 30.0), []
+    robot.observe()
+    robot.act(np.array([1.0, 2.0, 3.0]))
+    send = arm.send_action
+    arm.send_action = lambda action: sent.append(dict(action)) or send(action)
+    for error in (TimeoutError("frame is too old"), OSError("no answer")):
+        arm.fault = error
+        robot.stop()
+    assert sent == [dict.fromkeys(MOTORS, 0.5)] * 2, "where it was read last"
+
+
+def test_a_robot_that_was_never_read_is_not_told_to_go_anywhere(arm):
+    arm.fault = TimeoutError("frame is too old")
+    arm.send_action = pytest.fail
+    LeRobotRobot(arm, 30.0).stop()
+
+
 def test_a_missing_camera_is_left_out(arm):
     get = arm.get_observation
     arm.get_observation = lambda: {k: v for k, v in get().items() if k != "front"}
@@ -121,12 +154,39 @@ def test_mode_control_drives_whatever_lerobot_drives(plugin, settings):
     assert np.abs(steps).max() <= 2.0 / 30 * 1.01
 
 
+def test_an_arm_that_cannot_be_connected_is_let_go(plugin, settings):
+    config = RobotConfig(kind="lerobot", rate=30.0, lerobot={**settings, "broken": True})
+    with (
+        pytest.raises(RobotError, match="could not be connected: no motor 3"),
+        driven(config, ActionConfig(), MOTORS, 0),
+    ):
+        pass
+    assert Path(settings["diary"]).read_text().splitlines() == ["connect True", "disconnect"]
+
+
 def test_the_watchdog_stops_an_arm_over_a_connection_of_its_own(plugin, settings):
     stop = lerobot_stopper(settings, 30.0)
     assert not Path(settings["diary"]).exists(), "nothing is touched before it counts"
     stop()
     lines = Path(settings["diary"]).read_text().splitlines()
     assert lines == ["connect False", "0.5000 0.5000 0.5000"]
+
+
+def test_the_watchdog_connects_motors_alone_where_it_can(plugin, settings, monkeypatch):
+    """Connecting a robot configures its motors, which lets go of them; and its cameras may be what failed."""
+
+    class Bus:
+        def __init__(self, arm):
+            self.arm = arm
+
+        def connect(self):
+            self.arm._write("bus connected")
+            self.arm.connected = True
+
+    monkeypatch.setattr(plugin, "bus", property(Bus), raising=False)
+    lerobot_stopper({**settings, "cameras": {"front": {"type": "none"}}}, 30.0)()
+    lines = Path(settings["diary"]).read_text().splitlines()
+    assert lines == ["bus connected", "0.5000 0.5000 0.5000"]
 
 
 def test_a_replay_shows_the_episode_in_real_time():

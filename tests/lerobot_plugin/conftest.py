@@ -214,8 +214,12 @@ def libero(tmp_path: Path) -> dict[str, str]:
     except SimulatorError as error:
         pytest.skip(str(error))
     paths = {"benchmark_root": package, "bddl_files": package / "bddl_files"}
-    paths |= {"init_states": package / "init_files", "datasets": tmp_path, "assets": assets}
+    paths |= {"init_states": package / "init_files", "datasets": tmp_path}
     (tmp_path / "libero").mkdir()
     lines = "".join(f"{name}: {path}\n" for name, path in paths.items())
     (tmp_path / "libero" / "config.yaml").write_text(lines)
-    return {"LIBERO_CONFIG_PATH": str(tmp_path / "libero")}
+    # It looks for meshes and textures in the cache of its download.
+    cache = tmp_path / ".cache" / "libero"
+    cache.mkdir(parents=True)
+    (cache / "assets").symlink_to(assets, target_is_directory=True)
+    return {"LIBERO_CONFIG_PATH": str(tmp_path / "libero"), "HOME": str(tmp_path)}

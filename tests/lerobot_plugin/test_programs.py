@@ -151,7 +151,8 @@ def evaluate_apart(environment: dict[str, str], policy: Path, output: Path, *mor
 @pytest.mark.slow
 def test_evaluation_in_pusht_from_pictures(tmp_path: Path, offline_environment: dict[str, str]) -> None:
     pytest.importorskip("gym_pusht")
-    root = write_dataset(tmp_path / "data", (4, 4), image=(96, 96), states={"observation.state": 2})
+    # The environment names no task, and the policy knows one.
+    root = write_dataset(tmp_path / "data", (4,), image=(96, 96), states={"observation.state": 2})
     policy = save(fresh(root, "language=minilm-l6-v2"), tmp_path / "policy")
     flags = ("--env.type=pusht", "--env.episode_length=5")
     found = evaluate_apart(offline_environment, policy, tmp_path / "out", *flags)

@@ -10,6 +10,7 @@ from lerobot.configs import RTCAttentionSchedule
 from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.rollout.inference.rtc import _normalize_prev_actions_length, supports_rtc_inference
 
+from lerobot_policy_mode.batches import observed
 from lerobot_policy_mode.realtime import left_over_prefix
 from mode_policy.diffusion.prefix import Prefix, soft_mask
 from mode_policy.errors import DataError
@@ -37,11 +38,7 @@ def test_committed_actions_are_kept(dataset: Path) -> None:
     actions = torch.zeros(1, 6, 2)
     actions[0, :3] = left
     prefix = Prefix(actions=actions, weights=torch.tensor([soft_mask(6, 2, 3, "linear")]))
-    seen = policy._observe(
-        {k: v for k, v in ((o, batch[t]) for o, t in policy.keys.items()) if "image" not in k}
-        | {"observation.images.image": (batch["observation.image"] * 255).round().byte().movedim(-3, -1)},
-        batch,
-    )
+    seen = policy._observe(observed(batch, policy.keys, policy.model.features), batch)
     assert torch.equal(held, policy.ema.act(seen, noise=noise, prefix=prefix))
     first = policy.predict_action_chunk(batch, noise=noise, inference_delay=0, prev_chunk_left_over=None)
     assert torch.equal(first, free)

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, strict, complete without the dataset."""
 
+import contextlib
 import errno
 import json
 
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mode_policy import checkpoint as module
-from mode_policy.checkpoint import load_policy, load_training_state, save_checkpoint
+from mode_policy.checkpoint import load_policy, load_training_state, read_description, save_checkpoint
 from mode_policy.errors import CheckpointError, ModePolicyError
+from mode_policy.files import sha256
 from tests import toy
 
 
@@ -59,6 +61,13 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_is_full_for_real(full_disk):
+    (full_disk / "others").write_bytes(bytes(200_000))
+    with pytest.raises(ModePolicyError, match=r"no space left while writing .*step_1"):
+        save_checkpoint(full_disk / "step_1", toy.policy(), toy.policy().state_dict(), about={})
+    assert [p.name for p in full_disk.iterdir()] == ["others"]
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "instructions.safetensors"])
 def test_corrupt_and_missing_files_are_named(saved, name):
     data = bytearray((saved / name).read_bytes())
@@ -81,13 +90,47 @@ def test_damaged_description(saved):
     with pytest.raises(CheckpointError, match=r"is damaged.*no features"):
         load_policy(saved)
     file.write_text(json.dumps(json.loads(text) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads up to 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads up to 2"):
         load_policy(saved)
+
+
+def test_a_flipped_bit_of_the_description_is_noticed(saved):
+    """A digit of a statistic would still be JSON, and move the robot elsewhere."""
+    file = saved / "checkpoint.json"
+    data, good = file.read_bytes(), read_description(saved)
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(data), 300, replace=False):
+        changed = bytearray(data)
+        changed[place] ^= 1 << rng.integers(8)
+        file.write_bytes(changed)
+        with contextlib.suppress(CheckpointError):
+            assert read_description(saved) == good, f"byte {place}"
+
+
+def test_descriptions_of_the_first_format_have_no_digest(saved):
+    describe(saved, format=1)
+    load_policy(saved)
+    describe(saved, format=2)
+    with pytest.raises(CheckpointError, match="do not fit its digest"):
+        load_policy(saved)
+
+
+def test_a_policy_of_another_version_is_named(saved):
+    config = read_description(saved)["config"]
+    describe(saved, format=1, config=config | {"denoiser": config["denoiser"] | {"recurrent": True}})
+    with pytest.raises(CheckpointError, match=r"step_1 was made for another architecture: .*recurrent"):
+        load_policy(saved)
+
+
+def describe(path, **changes):
+    """Change a description by hand, without a new digest."""
+    data = {k: v for k, v in read_description(path).items() if k != "digest"}
+    (path / "checkpoint.json").write_text(json.dumps(data | changes))
 
 
 def test_a_folder_that_is_no_checkpoint_suggests_the_right_one(saved):
     (saved.parent / "last").symlink_to(saved.name)
-    with pytest.raises(CheckpointError, match=r"is no checkpoint.*did you mean .*checkpoints/last"):
+    with pytest.raises(CheckpointError, match=r"is no checkpoint.*did you mean .*run/checkpoints/last\?"):
         load_policy(saved.parents[1])
 
 
@@ -97,9 +140,8 @@ def test_another_architecture_is_refused(saved):
     state["denoiser.out.weight"] = torch.zeros(5, 16)
     state["denoiser.extra"] = state.pop("denoiser.out.bias")
     save_file(state, saved / "weights.safetensors")
-    description = json.loads((saved / "checkpoint.json").read_text())
-    description["sha256"]["weights.safetensors"] = module.sha256(saved / "weights.safetensors")
-    (saved / "checkpoint.json").write_text(json.dumps(description))
+    hashes = read_description(saved)["sha256"]
+    describe(saved, format=1, sha256=hashes | {"weights.safetensors": sha256(saved / "weights.safetensors")})
     with pytest.raises(
         CheckpointError, match=r"another architecture \(3 differences\): missing denoiser.out.bias"
     ):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mode_datasets import schema
-from mode_datasets.convert.source import KeyMap
+from mode_datasets.convert.source import KeyMap, arrays_of, split_part
 from mode_policy.convention import Orientation
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.types import Episode, Feature, Features, Task, feature_kind
@@ -53,7 +53,8 @@ def features_of(
     """
     features: Features = {}
     for key, names in keys.items():
-        for name in names:
+        arrays = [split_part(name) for name in names]
+        for name, _ in arrays:
             if name not in slots:
                 raise DataError(f"{where} has no {name!r}, which {key!r} needs.{did_you_mean(name, slots)}")
             if np.dtype(slots[name].dtype).kind not in "fiub":
@@ -64,15 +65,19 @@ def features_of(
         if feature_kind(key) == "image":
             features[key] = _image_feature(key, names, slots, where)
         else:
-            parts = [known.get(name, Feature(shape=())) for name in names]
-            features[key] = _vector_feature([slots[name].shape for name in names], parts)
+            features[key] = join_features(
+                [
+                    part_of(replace(known.get(name, Feature(shape=())), shape=slots[name].shape), part)
+                    for name, part in arrays
+                ]
+            )
     schema.check_features(features)
     return features
 
 
 def _image_feature(key: str, names: tuple[str, ...], slots: Mapping[str, Slot], where: str) -> Feature:
-    slot = slots[names[0]]
-    if len(names) > 1 or not slot.is_image:
+    slot = slots[split_part(names[0])[0]]
+    if len(names) > 1 or names[0] not in slots or not slot.is_image:
         raise DataError(
             f"{'+'.join(names)} of {where} is {slot.dtype} {slot.shape} and cannot become {key!r}; images "
             "are one array of uint8 (H, W, 3) a step"
@@ -80,8 +85,27 @@ def _image_feature(key: str, names: tuple[str, ...], slots: Mapping[str, Slot], 
     return Feature(shape=slot.shape, dtype="uint8")
 
 
-def _vector_feature(shapes: list[tuple[int, ...]], parts: list[Feature]) -> Feature:
-    widths = [int(np.prod(shape)) for shape in shapes]
+def part_of(feature: Feature, part: slice) -> Feature:
+    """Describe some numbers of an array, whose description has its shape.
+
+    Raises:
+        DataError: if there are none.
+    """
+    size = int(np.prod(feature.shape))
+    chosen = range(size)[part]
+    if not chosen:
+        raise DataError(f"a --key chooses [{part.start}:{part.stop}] of an array of {size} numbers: none")
+    return replace(
+        feature,
+        shape=(len(chosen),),
+        names=tuple(feature.names[i] for i in chosen if i < len(feature.names)),
+        angles=tuple(at for at, i in enumerate(chosen) if i in feature.angles),
+    )
+
+
+def join_features(parts: Sequence[Feature]) -> Feature:
+    """Describe arrays that are joined."""
+    widths = [part.shape[0] for part in parts]
     starts = np.cumsum([0, *widths[:-1]])
     named = all(len(part.names) == width for part, width in zip(parts, widths, strict=True))
     units = [part.unit for part in parts]
@@ -114,7 +138,7 @@ def assemble(
         DataError: if lengths differ, or a value is no number or no colour.
     """
     read = arrays if callable(arrays) else arrays.__getitem__
-    found = {name: read(name) for name in dict.fromkeys(name for names in keys.values() for name in names)}
+    found = {name: read(name) for name in arrays_of(keys)}
     lengths = {name: len(x) for name, x in found.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name}: {n}" for name, n in lengths.items())
@@ -123,7 +147,7 @@ def assemble(
         arrays={
             key: np.ascontiguousarray(schema.upright(images(found[names[0]], names[0]), orientation))
             if feature_kind(key) == "image"
-            else vectors([found[name] for name in names])
+            else vectors([(found[name], part) for name, part in map(split_part, names)])
             for key, names in keys.items()
         },
         task=task,
@@ -131,19 +155,19 @@ def assemble(
     )
 
 
-def vectors(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Join arrays ``(T, ...)`` of any number type to float32 ``(T, D)``; several axes are flattened in C
-    order.
+def vectors(parts: Iterable[tuple[np.ndarray, slice]]) -> np.ndarray:
+    """Join parts of arrays ``(T, ...)`` of any number type to float32 ``(T, D)``; several axes are flattened
+    in C order.
 
     Raises:
         DataError: if one does not hold numbers.
     """
     flat = []
-    for x in parts:
+    for x, part in parts:
         if x.dtype.kind not in "fiub":
             raise DataError(f"an array of {x.dtype} stands where numbers are expected")
         with np.errstate(over="ignore"):  # what becomes infinite is refused afterwards
-            flat.append(x.reshape(len(x), -1).astype(np.float32))
+            flat.append(x.reshape(len(x), -1)[:, part].astype(np.float32))
     return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from mode_datasets.convert.assemble import Slot, assemble, check_declared, features_of, task_of
 from mode_datasets.convert.description import provenance_of
 from mode_datasets.convert.pickled_npy import load_object
-from mode_datasets.convert.source import KeyMap, Source, SourceOptions
+from mode_datasets.convert.source import KeyMap, Source, SourceOptions, arrays_of
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.types import ACTION, ENVIRONMENT_STATE, IMAGE_PREFIX, STATE, Episode, Feature, Task
@@ -132,7 +132,7 @@ class CalvinSource(Source):
         """Read one span."""
         span = self.spans[index]
         steps = span.last - span.first + 1
-        names = list(dict.fromkeys(name for names in self.keys.values() for name in names))
+        names = arrays_of(self.keys)
         check_declared(self.name(index), steps * sum(self.slots[n].bytes for n in names), self.episode_bytes)
         arrays = {n: np.empty((steps, *self.slots[n].shape), self.slots[n].dtype) for n in names}
         for i in range(steps):

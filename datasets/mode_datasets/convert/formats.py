@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mode_datasets.convert import calvin, lerobot, libero, mcap_bag, replay_buffer, rlds, robomimic, store
+from mode_datasets.convert.gripper import check_convention
 from mode_datasets.convert.hdf5_sink import LiberoSink, RobomimicSink
 from mode_datasets.convert.lerobot_sink import LeRobotSink
 from mode_datasets.convert.replay_buffer_sink import ReplayBufferSink
@@ -125,6 +126,9 @@ def open_source(path: Path, format: str | None, options: SourceOptions) -> tuple
     source = known.open(path, options)
     if not source.num_episodes:
         raise DataError(f"{path} has no episodes; there is nothing to convert")
+    if options.gripper_changes:
+        check_convention(source.convention.gripper)
+        source = replace(source, gripper_changes=True)
     return source, detected
 
 

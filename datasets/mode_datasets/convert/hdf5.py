@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mode_datasets.convert.assemble import Slot, assemble, check_declared
-from mode_datasets.convert.source import KeyMap, Source
+from mode_datasets.convert.source import KeyMap, Source, arrays_of
 from mode_policy.convention import Orientation
 from mode_policy.errors import ConfigError, DataError, did_you_mean
 from mode_policy.types import Episode, Task
@@ -202,7 +202,7 @@ class Hdf5Source(Source):
         with open_hdf5(demo.file) as file:
             group = member(file, f"data/{demo.name}", str(demo.file))
             arrays = {}
-            for name in dict.fromkeys(name for names in self.keys.values() for name in names):
+            for name in arrays_of(self.keys):
                 arrays[name] = member(group, place(name), where)
             declared = sum(slot(x, name, where).bytes * len(x) for name, x in arrays.items())
             declared = max(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mode_datasets.convert.assemble import assemble, check_declared, task_of
+from mode_datasets.convert.assemble import assemble, check_declared, join_features, part_of, task_of
 from mode_datasets.convert.description import Description, described_task, refine
 from mode_datasets.convert.lerobot_files import (
     check_files,
@@ -25,7 +25,7 @@ from mode_datasets.convert.lerobot_files import (
     load_metadata,
     provenance,
 )
-from mode_datasets.convert.source import KeyMap, Source, SourceOptions
+from mode_datasets.convert.source import KeyMap, Source, SourceOptions, arrays_of, split_part
 from mode_datasets.schema import check_features
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError, did_you_mean
@@ -92,7 +92,7 @@ class LeRobotSource(Source):
         import pyarrow.parquet
 
         row = self._meta.episodes[index]
-        names = list(dict.fromkeys(name for names in self.keys.values() for name in names))
+        names = arrays_of(self.keys)
         steps = int(row["length"])
         known = [self._meta.features[name] for name in names]
         step_bytes = sum(int(np.prod(x["shape"])) * (4 if x["dtype"] in _NUMBERS else 1) for x in known)
@@ -171,7 +171,7 @@ def open_lerobot(path: Path, options: SourceOptions) -> LeRobotSource:
             "LeRobot does not say how images are turned; they were taken as upright (else --orientation)"
         )
     tasks, texts = _tasks(meta.tasks, options.instruction, described)
-    check_files(path, meta, {name for names in keys.values() for name in names})
+    check_files(path, meta, set(arrays_of(keys)))
     return LeRobotSource(
         path=path,
         features=features,
@@ -208,10 +208,11 @@ def default_keys(features: dict[str, Any], notes: list[str]) -> KeyMap:
 def _features(keys: KeyMap, known: dict[str, Any], path: Path) -> Features:
     features: Features = {}
     for key, names in keys.items():
-        for name in names:
+        arrays = [split_part(name) for name in names]
+        for name, _ in arrays:
             if name not in known:
                 raise DataError(f"{path} has no feature {name!r}.{did_you_mean(name, known)}")
-        parts = [known[name] for name in names]
+        parts = [known[name] for name, _ in arrays]
         if feature_kind(key) == "image":
             if len(parts) > 1 or parts[0]["dtype"] not in ("image", "video"):
                 raise DataError(f"{key!r} needs one camera of {path}, and {'+'.join(names)} is none")
@@ -219,11 +220,9 @@ def _features(keys: KeyMap, known: dict[str, Any], path: Path) -> Features:
             continue
         if bad := [part for part in parts if part["dtype"] not in _NUMBERS]:
             raise DataError(f"{key!r} of {path} would hold {bad[0]['dtype']}; only numbers are read")
-        labels = [_labels(part.get("names")) for part in parts]
-        widths = [int(np.prod(part["shape"])) for part in parts]
-        fits = all(len(label) == width for label, width in zip(labels, widths, strict=True))
-        features[key] = Feature(
-            shape=(sum(widths),), names=tuple(x for label in labels for x in label) if fits else ()
+        described = [Feature(shape=tuple(x["shape"]), names=_labels(x.get("names"))) for x in parts]
+        features[key] = join_features(
+            [part_of(feature, part) for feature, (_, part) in zip(described, arrays, strict=True)]
         )
     check_features(features)
     return features

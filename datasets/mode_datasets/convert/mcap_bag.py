@@ -18,7 +18,7 @@ from mode_datasets.convert.align import check_gaps, grid, interpolate, nearest
 from mode_datasets.convert.assemble import check_declared, task_of, vectors
 from mode_datasets.convert.description import provenance_of
 from mode_datasets.convert.ros import IMAGE_TYPES, Recording, Topic, image_of, numbers, open_recording
-from mode_datasets.convert.source import KeyMap, Source, SourceOptions
+from mode_datasets.convert.source import KeyMap, Source, SourceOptions, arrays_of, split_part
 from mode_datasets.schema import check_features, upright
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import ConfigError, DataError, did_you_mean
@@ -74,7 +74,7 @@ class McapSource(Source):
 
     def episode(self, index: int) -> Episode:
         """Read one recording."""
-        fields = dict.fromkeys(name for names in self.keys.values() for name in names)
+        fields = arrays_of(self.keys)
         with open_recording(self.files[index]) as recording:
             topics = dict.fromkeys(split_field(name)[0] for name in fields)
             for topic in topics:
@@ -98,7 +98,7 @@ class McapSource(Source):
                             f"{key!r} has the dimensions {', '.join(labels)} here, and "
                             f"{', '.join(self.features[key].names)} in {self.name(0)}"
                         )
-                    arrays[key] = vectors([x for x, _ in parts])
+                    arrays[key] = vectors([(x, slice(None)) for x, _ in parts])
             text = self.instruction or recording.instruction()
         if not text:
             raise DataError("it does not say what it does; give it with --instruction")
@@ -128,9 +128,13 @@ class McapSource(Source):
     def _vectors(
         self, recording: Recording, name: str, seconds: dict[str, np.ndarray], steps: np.ndarray
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Return the numbers of a field at the steps, and their names."""
-        topic, path = split_field(name)
-        read = [numbers(decode(), path) for _, decode in recording.messages(topic)]
+        """Return the numbers of a field, or of a part of it, at the steps, and their names."""
+        field, part = split_part(name)
+        topic, path = split_field(field)
+        read = [
+            (values[part], labels[part])
+            for values, labels in (numbers(decode(), path) for _, decode in recording.messages(topic))
+        ]
         if len({names for _, names in read}) > 1:
             raise DataError(f"{name!r} changes its dimensions or their names within the recording")
         values = np.stack([x for x, _ in read])
@@ -200,7 +204,8 @@ def _check_topic(recording: Recording, topic: str) -> Topic:
 def _features(keys: KeyMap, recording: Recording) -> Features:
     features: Features = {}
     for key, names in keys.items():
-        topics = [_check_topic(recording, split_field(name)[0]) for name in names]
+        fields = [split_part(name) for name in names]
+        topics = [_check_topic(recording, split_field(field)[0]) for field, _ in fields]
         if (feature_kind(key) == "image") != (topics[0].type in IMAGE_TYPES) or (
             feature_kind(key) == "image" and len(names) > 1
         ):
@@ -211,7 +216,8 @@ def _features(keys: KeyMap, recording: Recording) -> Features:
             features[key] = Feature(shape=image_of(first[0]).shape, dtype="uint8")
         else:
             parts = [
-                numbers(message, split_field(name)[1])[1] for message, name in zip(first, names, strict=True)
+                numbers(message, split_field(field)[1])[1][part]
+                for message, (field, part) in zip(first, fields, strict=True)
             ]
             features[key] = Feature(
                 shape=(sum(map(len, parts)),), names=tuple(x for part in parts for x in part)

@@ -21,6 +21,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from mode_datasets import schema
+from mode_datasets.convert.gripper import hold_gripper
 from mode_datasets.convert.journal import Journal, Skipped
 from mode_datasets.convert.sink import Sink, partial_path, remove
 from mode_datasets.convert.source import Source
@@ -191,6 +192,8 @@ def read_episodes(source: Source, indices: range, workers: int) -> Generator[tup
 def _read(source: Source, index: int) -> Episode | Skipped:
     try:
         episode = source.episode(index)
+        if source.gripper_changes:
+            episode = hold_gripper(episode, source.convention.gripper)
         schema.check_episode(episode, source.features, source.name(index))
     except DataError as error:
         return Skipped(index, source.name(index), str(error))

@@ -23,7 +23,7 @@ from mode_datasets import reading, schema
 from mode_datasets.convert.archives import ZipLocation
 from mode_datasets.convert.assemble import Slot, assemble, check_declared, features_of
 from mode_datasets.convert.description import NAME, Description, provenance_of, refine
-from mode_datasets.convert.source import KeyMap, Source, SourceOptions
+from mode_datasets.convert.source import KeyMap, Source, SourceOptions, arrays_of
 from mode_datasets.location import LocalFolder, Location
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import DataError
@@ -78,8 +78,7 @@ class ReplayBufferSource(Source):
     def _arrays(self) -> dict[str, Any]:
         location = location_of(self.path)
         group = reading.open_group(location)
-        names = dict.fromkeys(name for names in self.keys.values() for name in names)
-        return {name: reading.open_array(group, location, f"data/{name}") for name in names}
+        return {name: reading.open_array(group, location, f"data/{name}") for name in arrays_of(self.keys)}
 
     def episode(self, index: int) -> Episode:
         """Read one episode."""
@@ -121,9 +120,7 @@ def open_replay_buffer(path: Path, options: SourceOptions) -> ReplayBufferSource
     described = Description.loads(group.attrs.get(NAME))
     keys = options.keys or (described.keys if described else default_keys(available))
     features = refine(features_of(keys, available, {}, str(path)), described)
-    arrays = [
-        reading.open_array(group, location, f"data/{name}") for names in keys.values() for name in names
-    ]
+    arrays = [reading.open_array(group, location, f"data/{name}") for name in arrays_of(keys)]
     reading.check_lengths(location, arrays, int(ends[-1]))
     for array in arrays:
         reading.check_chunk_files(location, array)

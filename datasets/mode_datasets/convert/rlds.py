@@ -16,7 +16,7 @@ import numpy as np
 
 from mode_datasets.convert.assemble import Slot, assemble, check_declared, features_of, task_of
 from mode_datasets.convert.description import provenance_of
-from mode_datasets.convert.source import KeyMap, Source, SourceOptions
+from mode_datasets.convert.source import KeyMap, Source, SourceOptions, arrays_of
 from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import ConfigError, DataError, did_you_mean
 from mode_policy.types import ACTION, IMAGE_PREFIX, Episode
@@ -87,7 +87,7 @@ class RldsSource(Source):
             dataset = builder_of(self.path).as_dataset(split=f"{self.split}[{index}:]", shuffle_files=False)
             self.stream.episodes = iter(dataset)
         self.stream.next = index + 1
-        names = list(dict.fromkeys(name for names in self.keys.values() for name in names))
+        names = arrays_of(self.keys)
         step_bytes = sum(self.slots[name].bytes for name in names)
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
         text = self.instruction or ""
@@ -206,11 +206,17 @@ def _slots(step: Any) -> tuple[dict[str, Slot], set[str]]:
 
 
 def _leaf(step: Any, name: str) -> Any:
-    """Return what a path names in a step, or in its observation."""
+    """Return what a path names in a step, or in its observation; names of features may hold slashes."""
     for start in (step, step["observation"]):
-        value, parts = start, name.split("/")
-        while parts and hasattr(value, "keys") and parts[0] in value:
-            value = value[parts.pop(0)]
-        if not parts:
+        if (value := _below(start, name)) is not None:
             return value
     raise DataError(f"a step lacks {name!r}")
+
+
+def _below(value: Any, path: str) -> Any:
+    if not hasattr(value, "keys"):
+        return None
+    if path in value:
+        return value[path]
+    parts = ((value[key], path.removeprefix(f"{key}/")) for key in value if path.startswith(f"{key}/"))
+    return next((found for part in parts if (found := _below(*part)) is not None), None)

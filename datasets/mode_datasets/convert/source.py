@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +14,11 @@ from mode_policy.convention import Convention, Orientation
 from mode_policy.errors import ConfigError, DataError
 from mode_policy.types import Episode, Features, Task
 
-#: Feature key → the names, in the source, of the arrays that are joined to it.
+#: Feature key → the names, in the source, of the arrays that are joined to it; a name may choose some of the
+#: numbers of its array, as in ``pose[0:3]`` or ``pose[-1:]``.
 KeyMap = Mapping[str, tuple[str, ...]]
+
+_PART = re.compile(r"(.+?)(?:\[(-?\d+)?:(-?\d+)?\])?", re.DOTALL)
 
 _CONVENTION = ("action_kind", "action_frame", "action_scale", "gripper", "fps")
 
@@ -29,6 +33,7 @@ class SourceOptions:
         licence: Of the data, as an SPDX name.
         orientation: How images are stored, where the format does not say or is wrong.
         action_kind, action_frame, action_scale, gripper, fps: See `mode_policy.convention.Convention`.
+        gripper_changes: Whether the gripper's action is a change, so that 0 keeps it as it is.
         episode_bytes: The most that one episode may declare to take in memory.
         mask: robomimic: name of the mask whose demonstrations are taken.
         split: RLDS: name of the split; CALVIN: ``training`` or ``validation``.
@@ -46,6 +51,7 @@ class SourceOptions:
     action_scale: tuple[float, ...] | None = None
     gripper: str | None = None
     fps: float | None = None
+    gripper_changes: bool = False
     episode_bytes: int = 8 * 2**30
     mask: str | None = None
     split: str | None = None
@@ -66,8 +72,21 @@ class SourceOptions:
         return convention
 
 
+def split_part(name: str) -> tuple[str, slice]:
+    """Return the array that a name of a `KeyMap` means, and which of its numbers, counted in C order."""
+    match = _PART.fullmatch(name)
+    assert match is not None  # no name is empty
+    array, *limits = match.groups()
+    return array, slice(*(None if limit is None else int(limit) for limit in limits))
+
+
+def arrays_of(keys: KeyMap) -> list[str]:
+    """Return the arrays that become features, each once."""
+    return list(dict.fromkeys(split_part(name)[0] for names in keys.values() for name in names))
+
+
 def parse_keys(pairs: list[str]) -> KeyMap | None:
-    """Read ``FEATURE=NAME`` or ``FEATURE=NAME+NAME`` of a command line.
+    """Read ``FEATURE=NAME`` or ``FEATURE=NAME+NAME[0:3]`` of a command line.
 
     Raises:
         ConfigError: if one is malformed, or a feature is given twice.
@@ -77,7 +96,7 @@ def parse_keys(pairs: list[str]) -> KeyMap | None:
         feature, equals, names = pair.partition("=")
         if not equals or not feature or not all(names.split("+")):
             raise ConfigError(
-                f"cannot read --key {pair!r}; keys look like observation.state=eef_pos+gripper_qpos"
+                f"cannot read --key {pair!r}; keys look like observation.state=eef_pos+gripper_qpos[0:1]"
             )
         if feature in keys:
             raise ConfigError(f"--key gives {feature!r} twice; join arrays with +, as in {feature}=a+b")
@@ -98,6 +117,7 @@ class Source(ABC):
         provenance: Where the demonstrations come from.
         tasks: The tasks, as far as they are known before all episodes are read.
         notes: What was assumed or left out, for a person to read.
+        gripper_changes: Whether the gripper's action is still a change, see `mode_datasets.convert.gripper`.
     """
 
     #: Whether an episode takes long enough to decode for several processes to pay.
@@ -109,6 +129,7 @@ class Source(ABC):
     provenance: Provenance
     tasks: tuple[Task, ...] = ()
     notes: tuple[str, ...] = ()
+    gripper_changes: bool = False
 
     @property
     @abstractmethod

@@ -45,7 +45,8 @@ def articulate(context: Context, predicate: Predicate, joint: int, attempt: int)
     yield from follow(context, chosen.path[1:], grip, speed=0.12, patience=12)
     if chosen.grips:
         yield from hold(context, chosen.path[-1], CLOSED, _CLOSING)
-    yield from _move(context, predicate, joint, target, chosen.turning)
+    value = scene.joint_value(joint)
+    yield from _move(context, predicate, joint, value + chosen.part * (target - value), chosen.turning)
     if chosen.grips:
         yield from hold(context, scene.hand, OPEN, _OPENING)
     grip = OPEN if chosen.grips else CLOSED

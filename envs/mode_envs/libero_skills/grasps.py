@@ -92,7 +92,8 @@ def propose(
             base = 0.35 * turned + 0.5 * lean
             alike = []
             for point, width, quality in _lines(boxes, rotation):
-                cost = base + 3.0 * float(np.linalg.norm((point - middle)[:2]))
+                off = point - middle
+                cost = base + 3.0 * float(np.linalg.norm(off[:2])) + 5.0 * max(0.0, float(off[2]))
                 cost += 1.5 * (1.0 - quality) + 10.0 * max(0.0, width - 0.055)
                 alike.append(Grasp(Pose(point, rotation), width, cost))
             found += sorted(alike, key=lambda g: g.cost)[:each]

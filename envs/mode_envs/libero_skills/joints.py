@@ -17,17 +17,18 @@ from mode_envs.libero_skills.scene import Predicate, Scene
 
 _SLIDE = 2  # MuJoCo's number of the type
 _VALUES = 200  # of the joint at which the predicate is asked
-_INTO = 0.35  # how far to go into the range in which it holds, as a fraction of it
+_INTO = 0.2  # how far to go into the range in which it holds, as a fraction of it
 _TURNING = (1.0, 0.5, 0.0)  # how much of a hinge's turn the hand follows
 _LEANS = (0.0, 0.4, 0.8, 1.2, 1.5)
-_ACROSS = (0.0, 0.5, -0.5, 0.8, -0.8)  # of the half sides of a face
+_ACROSS = (0.0, 0.6, -0.6)  # of the half sides of a face
 _AGAINST = 0.8  # cosine between a face's normal and the way it is pushed
 _HOLDING = 0.4  # cost of holding something rather than pushing it
 _CLOSED_ON = 0.03  # m between the fingers while they hold
 _APART = 0.04  # m from the face before a push
+_PARTS = (0.25, 0.5, 0.75, 1.0)  # of the way, at which it is tried
+_ENOUGH = 8  # ways to go but a part
 _THICKEST, _LONGEST = 0.07, 0.16  # m, of a handle or a knob
 _FINE = 0.002  # m between poses on the way to it
-_TRIED = 500  # candidates that are looked at
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class JointWay:
         path: Poses of the hand, from the open to where it holds or touches.
         grips: Whether it holds on, rather than pushes.
         turning: How much of a hinge's turn the hand follows, 0 to 1.
+        part: Of the way to the joint's target that the hand can follow, 0 to 1.
     """
 
     path: tuple[Pose, ...]
     grips: bool
     turning: float
+    part: float
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def target_value(scene: Scene, predicate: Predicate, joint: int) -> float | None
 
 
 def ways(context: Context, joint: int, target: float) -> Iterator[JointWay]:
-    """Yield ways to take a joint to a value, the best first."""
+    """Yield ways to take a joint to a value, the best first; then those that only go a part of the way."""
     scene = context.scene
     change = target - scene.joint_value(joint)
     geoms = scene.joint_geoms(joint)
@@ -89,21 +92,28 @@ def ways(context: Context, joint: int, target: float) -> Iterator[JointWay]:
     grasps = propose(
         scene.boxes(_slender(scene, geoms)), scene.hand, context.rng, tilted(_LEANS, 4), yaws=8, each=4
     )
-    candidates += [_Candidate(_HOLDING + grasp.cost, grasp.hand, None) for grasp in grasps[:_TRIED]]
+    candidates += [_Candidate(_HOLDING + grasp.cost, grasp.hand, None) for grasp in grasps]
     candidates.sort(key=lambda c: c.cost)
-    for candidate in candidates[:_TRIED]:
+    partial: list[JointWay] = []
+    for candidate in candidates:
         grips = candidate.normal is None
         opening = FULLY_OPEN if grips else 0.0
         start = candidate.hand
         hand = start if candidate.normal is None else _touching(context, start, candidate.normal)
         if hand is None or (grips and not context.clearance.free(hand, opening, margin=0.001)):
             continue
-        turning = _reachable(context, hand, joint, change, geoms, _CLOSED_ON if grips else 0.0)
-        if turning is None:
+        turning, part = _reachable(context, hand, joint, change, geoms, _CLOSED_ON if grips else 0.0)
+        if part < _PARTS[1] or (part < 1.0 and len(partial) == _ENOUGH):
             continue
         before = way_out(context, start, opening)
-        if before is not None:
-            yield JointWay((before, hand) if grips else (before, start, hand), grips, turning)
+        if before is None:
+            continue
+        way = JointWay((before, hand) if grips else (before, start, hand), grips, turning, part)
+        if part == 1.0:
+            yield way
+        else:
+            partial.append(way)
+    yield from sorted(partial, key=lambda way: -way.part)
 
 
 def _slender(scene: Scene, geoms: np.ndarray) -> np.ndarray:
@@ -114,22 +124,26 @@ def _slender(scene: Scene, geoms: np.ndarray) -> np.ndarray:
 
 def _reachable(
     context: Context, hand: Pose, joint: int, change: float, geoms: np.ndarray, opening: float
-) -> float | None:
-    """Return how much of the turn the hand can follow all the way, or None if it cannot even start."""
+) -> tuple[float, float]:
+    """Return how much of the turn the hand should follow, and which part of the way it can."""
     start = context.arm.solve(hand)
     if start is None or not context.arm.clear(start):
-        return None
+        return 0.0, 0.0
     hinge = context.scene.model.jnt_type[joint] != _SLIDE
+    best = (0.0, 0.0)
     for turning in _TURNING if hinge else (1.0,):
         angles: np.ndarray | None = start
-        for fraction in (0.25, 0.5, 0.75, 1.0):
-            pose = carried(context.scene, joint, hand, fraction * change, turning)
-            if not context.clearance.free(pose, opening, margin=0.0, ignore_geoms=geoms):
-                angles = None
-            angles = None if angles is None else context.arm.solve(pose, angles)
-        if angles is not None:
-            return turning
-    return None
+        for part in _PARTS:
+            pose = carried(context.scene, joint, hand, part * change, turning)
+            free = context.clearance.free(pose, opening, margin=0.0, ignore_geoms=geoms)
+            angles = context.arm.solve(pose, angles) if free else None
+            if angles is None:
+                break
+            if part > best[1]:
+                best = (turning, part)
+        if best[1] == 1.0:
+            break
+    return best
 
 
 def _pushes(context: Context, geoms: np.ndarray, joint: int, change: float) -> list[_Candidate]:

@@ -11,7 +11,7 @@ from mode_envs.libero_skills.poses import Pose, sampled
 UP = np.array([0.0, 0.0, 1.0])
 _SIDEWAYS = tuple(np.array(d) for d in ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, -1.0, 0.0), (1.0, 0.0, 0.0)))
 _RISES = (0.0, 0.04, 0.08, 0.14, 0.20, 0.26, 0.32)  # m above the higher end
-_ROOM = 0.012  # m around hand and object on the way
+_ROOMS = (0.012, 0.003)  # m around hand and object on the way, as wished and as needed
 
 
 def way_out(
@@ -29,10 +29,14 @@ def way_out(
             end = pose.moved(direction * reach)
             steps = sampled([pose, end], 0.015)
             margins = [min(0.004, 0.2 * 0.015 * (i + 1) - 0.003) for i in range(len(steps))]
-            if all(
-                context.clearance.free(p, opening, held, margin=m)
-                for p, m in zip(steps, margins, strict=True)
-            ) and _leads_out(context, end, opening, held):
+            if (
+                all(
+                    context.clearance.free(p, opening, held, margin=m)
+                    for p, m in zip(steps, margins, strict=True)
+                )
+                and _leads_out(context, end, opening, held)
+                and context.arm.solve(end) is not None
+            ):
                 return end
     return None
 
@@ -47,25 +51,21 @@ def route(
 ) -> list[Pose]:
     """Return the poses of a way from one pose to another: straight, or up, across and down.
 
-    If all that were tried are barred it is the highest of them.
+    The lowest that keeps its distance from everything, or else the one that is barred least.
     """
-    if _is_free(context, [start, goal], opening, held):
-        return [goal]
     height = max(start.position[2], goal.position[2])
-    path: list[Pose] = []
+    paths = [[goal]]
     for rise in _RISES:
-        top = height + rise
-        over = Pose(np.array([*goal.position[:2], top]), goal.rotation)
-        up = Pose(np.array([*start.position[:2], top]), start.rotation)
-        path = [up, over, goal]
-        if _is_free(context, [start, *path], opening, held):
-            return path
-    return path
-
-
-def _is_free(context: Context, path: list[Pose], opening: float, held: Held | None) -> bool:
-    poses = sampled(path, 0.03)
-    ends = 2  # poses at either end that are as near to things as they have to be
-    return context.clearance.along(poses[ends:-ends], opening, held, margin=_ROOM) and (
-        context.clearance.along([*poses[:ends], *poses[-ends:]], opening, held, margin=0.0)
-    )
+        over = Pose(np.array([*goal.position[:2], height + rise]), goal.rotation)
+        up = Pose(np.array([*start.position[:2], height + rise]), start.rotation)
+        paths.append([up, over, goal])
+    barred = []
+    for margin in _ROOMS:
+        for path in paths:
+            poses = sampled([start, *path], 0.03)
+            barred.append(
+                sum(not context.clearance.free(p, opening, held, margin=margin) for p in poses[:-1])
+            )
+            if not barred[-1]:
+                return path
+    return paths[int(np.argmin(barred[-len(paths) :]))]

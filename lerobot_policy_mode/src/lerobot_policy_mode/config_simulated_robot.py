@@ -9,7 +9,7 @@ from lerobot.robots import RobotConfig
 
 @RobotConfig.register_subclass("mode_simulation")
 @dataclass(kw_only=True)
-class SimulatedRobotConfig(RobotConfig):  # type: ignore[misc]
+class SimulatedRobotConfig(RobotConfig):
     """A task of `mode_envs`, simulated in real time, as one of LeRobot's robots.
 
     Attributes:

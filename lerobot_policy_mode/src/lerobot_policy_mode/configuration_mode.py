@@ -41,7 +41,7 @@ KINDS = ("VISUAL", "STATE", "ENV", "ACTION")
 
 @LRSchedulerConfig.register_subclass("mode_tri_stage")
 @dataclass
-class TriStageSchedulerConfig(LRSchedulerConfig):  # type: ignore[misc]
+class TriStageSchedulerConfig(LRSchedulerConfig):
     """Linear warm-up, hold, cosine: the authors' schedule (`mode_policy.training.schedule.tri_stage`).
 
     Attributes:
@@ -72,7 +72,7 @@ class TriStageSchedulerConfig(LRSchedulerConfig):  # type: ignore[misc]
 
 @PreTrainedConfig.register_subclass("mode")
 @dataclass
-class ModeConfig(PreTrainedConfig):  # type: ignore[misc]
+class ModeConfig(PreTrainedConfig):
     """Everything that defines a MoDE policy and its training in LeRobot.
 
     Attributes not described here are those of `mode_policy.config.PolicyConfig`.

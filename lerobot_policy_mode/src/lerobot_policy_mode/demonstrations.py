@@ -173,8 +173,9 @@ def _features(
         else:
             known = meta.features.get(keys.get(key, key), {}) if meta is not None else {}
             features[key] = Feature(shape=shape, names=_names(known.get("names"), shape))
-    for key in features if recorded is not None else ():
-        ours = recorded.features.get(key)
+    known_before = {} if recorded is None else recorded.features
+    for key in features:
+        ours = known_before.get(key)
         if ours is not None and ours.shape != features[key].shape:
             raise DataError(
                 f"{key!r} has the shape {features[key].shape} now, but the checkpoint was trained with "

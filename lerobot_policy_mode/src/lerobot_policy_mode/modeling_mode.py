@@ -36,7 +36,7 @@ from mode_policy.training.schedule import ema_decay
 from mode_policy.types import IMAGE_PREFIX, Observation, feature_kind
 
 
-class ModePolicy(PreTrainedPolicy):  # type: ignore[misc]
+class ModePolicy(PreTrainedPolicy):
     """A MoDE policy, its average over training, and the instructions that it knows.
 
     ``model`` is what the optimizer trains; ``ema`` is its average, which acts and validates.

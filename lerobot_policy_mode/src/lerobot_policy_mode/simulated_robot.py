@@ -25,7 +25,7 @@ from mode_policy.types import ACTION, IMAGE_PREFIX, STATE
 log = logging.getLogger(__name__)
 
 
-class SimulatedRobot(Robot):  # type: ignore[misc]
+class SimulatedRobot(Robot):
     """A simulated task behind LeRobot's interface.
 
     A dimension that is commanded to a position is called as the dimension of the state that measures it, so

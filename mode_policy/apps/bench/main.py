@@ -1,10 +1,15 @@
-"""The program ``mode-bench``.
+"""The program ``mode-bench``: this package on this machine, as a table and a dated record.
 
 ::
 
-    mode-bench data                     windows per second: ours, HDF5, LeRobotDataset
-    mode-bench data --store PATH        on demonstrations of your own
-    mode-bench data --record            also write benchmarks/results/data_….json
+    mode-bench data                          windows per second: ours, HDF5, LeRobotDataset
+    mode-bench data --store PATH             on demonstrations of your own
+    mode-bench latency                       an action chunk by each engine, beside its floor
+    mode-bench latency --size full --engines cpu eager --precisions float32 int8
+    mode-bench latency --checkpoint PATH     of a policy of your own
+    mode-bench training                      a training step
+    mode-bench kernels                       each kernel beside plain PyTorch
+    mode-bench … --record                    also write benchmarks/results/….json
 """
 
 from __future__ import annotations
@@ -13,48 +18,166 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from rich.table import Table
 
-from mode_policy.apps.bench import data
+from mode_policy.apps.bench.policies import SIZES
 from mode_policy.apps.bench.record import RESULTS, Row, device, write_record
 from mode_policy.apps.cli import console, exit_codes
+from mode_policy.inference.auto import ENGINES
+from mode_policy.inference.weights import PRECISIONS
+
+
+class Measured(NamedTuple):
+    """What a command found: rows, and what determined them."""
+
+    rows: list[Row]
+    config: dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``mode-bench``."""
+    arguments = _parser().parse_args(argv)
+    with exit_codes():
+        if arguments.command != "data" and arguments.threads is not None:
+            torch.set_num_threads(arguments.threads)
+        about = device()
+        measured: Measured = arguments.measure(arguments)
+        console.print(table(arguments.command, measured.rows))
+        if arguments.record is not None:
+            path = write_record(_name(arguments), measured.rows, measured.config, arguments.record, about)
+            console.print(f"record     {path}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mode-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    reading = commands.add_parser("data", help="windows per second from demonstrations")
-    reading.add_argument("--store", type=Path, help="demonstrations with cameras; made up by default")
-    reading.add_argument("--episodes", type=int, default=50, help="how many are made up")
-    reading.add_argument("--seconds", type=float, default=5.0, help="for each reader")
-    reading.add_argument("--ours-only", action="store_true", help="leave HDF5 and LeRobotDataset out")
-    for command in (reading,):
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    rounds = 1000 if found == "cuda" else 20
+
+    data = commands.add_parser("data", help="windows per second from demonstrations")
+    data.add_argument("--store", type=Path, help="demonstrations with cameras; made up by default")
+    data.add_argument("--episodes", type=int, default=50, help="how many are made up")
+    data.add_argument("--seconds", type=float, default=5.0, help="for each reader")
+    data.add_argument("--ours-only", action="store_true", help="leave HDF5 and LeRobotDataset out")
+    data.set_defaults(measure=_data)
+
+    latency = commands.add_parser("latency", help="an action chunk by each engine")
+    policy = latency.add_mutually_exclusive_group()
+    policy.add_argument("--size", choices=SIZES, default="small", help="of a policy with random weights")
+    policy.add_argument("--checkpoint", help="a policy of your own")
+    latency.add_argument("--cameras", action="store_true", help="two cameras instead of states")
+    usual = ["compile", "eager"] if found == "cuda" else ["cpu", "eager"]
+    latency.add_argument("--engines", nargs="+", choices=list(ENGINES), default=usual)
+    latency.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
+    latency.add_argument("--batches", type=int, nargs="+", default=[1])
+    latency.add_argument("--steps", type=int, help="of the sampler")
+    latency.add_argument("--rounds", type=int, default=rounds)
+    latency.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    latency.set_defaults(measure=_latency)
+
+    training = commands.add_parser("training", help="a training step")
+    training.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small"])
+    training.add_argument("--batch", type=int, default=64)
+    training.add_argument("--rounds", type=int, default=20)
+    training.add_argument("--compile", action="store_true", help="also compiled")
+    training.set_defaults(measure=_training)
+
+    kernels = commands.add_parser("kernels", help="each kernel beside plain PyTorch")
+    kernels.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    types = ["bfloat16", "float32", "int8", "fp8"]
+    kernels.add_argument("--types", nargs="+", choices=types, default=["bfloat16", "int8", "fp8"])
+    kernels.add_argument("--training", action="store_true", help="only the experts, with their gradients")
+    kernels.add_argument("--training-batch", type=int, default=512 if found == "cuda" else 64)
+    kernels.add_argument("--rounds", type=int, default=20)
+    kernels.set_defaults(measure=_kernels)
+
+    for command in (latency, training, kernels):
+        command.add_argument("--device", choices=("cpu", "cuda"), default=found)
+        command.add_argument("--threads", type=int, help="of torch")
+    for command in (data, latency, training, kernels):
         command.add_argument(
             "--record", nargs="?", type=Path, const=RESULTS, metavar="FOLDER", help="write a dated record"
         )
-    arguments = parser.parse_args(argv)
-    with exit_codes():
-        about = device()
-        config = data.DataBench(
-            store=arguments.store,
-            episodes=arguments.episodes,
-            seconds=arguments.seconds,
-            others=not arguments.ours_only,
-        )
-        rows = data.run(config, lambda text: console.print(f"measuring  {text}"))
-        _finish("data", rows, asdict(config), arguments.record, about)
+    return parser
 
 
-def _finish(name: str, rows: Sequence[Row], config: dict[str, Any], folder: Path | None, about: Row) -> None:
-    console.print(table(name, rows))
-    if folder is not None:
-        plain = {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
-        console.print(f"record     {write_record(name, rows, plain, folder, about)}")
+def _name(arguments: argparse.Namespace) -> str:
+    """Of the record: commands that measure different things on one day keep them apart."""
+    if arguments.command == "latency":
+        policy = "checkpoint" if arguments.checkpoint else arguments.size
+        return f"latency_{policy}{'_cameras' * arguments.cameras}_{'_'.join(arguments.precisions)}"
+    if arguments.command == "kernels":
+        return f"kernels_{'training' if arguments.training else '_'.join(arguments.types)}"
+    return str(arguments.command)
+
+
+def _say(text: str) -> None:
+    console.print(f"measuring  {text}")
+
+
+def _data(arguments: argparse.Namespace) -> Measured:
+    from mode_policy.apps.bench import data
+
+    config = data.DataBench(
+        store=arguments.store,
+        episodes=arguments.episodes,
+        seconds=arguments.seconds,
+        others=not arguments.ours_only,
+    )
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return Measured(data.run(config, _say), plain)
+
+
+def _latency(arguments: argparse.Namespace) -> Measured:
+    from mode_policy.apps.bench import latency
+
+    config = latency.LatencyBench(
+        size=arguments.size,
+        checkpoint=arguments.checkpoint,
+        cameras=arguments.cameras,
+        engines=tuple(arguments.engines),
+        precisions=tuple(arguments.precisions),
+        batches=tuple(arguments.batches),
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+        device=arguments.device,
+        memory=not arguments.no_memory,
+    )
+    rows, machine = latency.run(config, _say)
+    return Measured(rows, asdict(config) | machine)
+
+
+def _training(arguments: argparse.Namespace) -> Measured:
+    from mode_policy.apps.bench import training
+
+    config = training.TrainingBench(
+        sizes=tuple(arguments.sizes),
+        batch=arguments.batch,
+        rounds=arguments.rounds,
+        device=arguments.device,
+        compiled=arguments.compile,
+    )
+    return Measured(training.run(config, _say), asdict(config))
+
+
+def _kernels(arguments: argparse.Namespace) -> Measured:
+    from mode_policy.apps.bench import kernels
+
+    config = kernels.KernelBench(
+        batches=tuple(arguments.batches),
+        types=tuple(arguments.types),
+        training=arguments.training,
+        training_batch=arguments.training_batch,
+        rounds=arguments.rounds,
+        device=arguments.device,
+    )
+    rows, machine = kernels.run(config, _say)
+    return Measured(rows, asdict(config) | machine)
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mode_datasets import open_store
-from mode_datasets.convert import SourceOptions, detect, open_source
+from mode_datasets.convert import SourceOptions, detect, open_source, parse_keys
 from mode_datasets.convert.libero import ACTION_SCALE
 from mode_envs import convention, features, suite
 from mode_policy.convention import Convention, Side, differences, missing
@@ -111,6 +111,31 @@ def test_user_chooses_and_joins_arrays(libero: tuple[Path, dict[str, list[Arrays
     assert set(source.features) == {STATE, ACTION}
     with pytest.raises(DataError, match=r"no 'joint_state', which 'observation.state' needs.*joint_states"):
         open_source(libero[0], None, SourceOptions(keys={STATE: ("joint_state",), ACTION: ("actions",)}))
+
+
+def test_user_chooses_parts_of_arrays(libero: tuple[Path, dict[str, list[Arrays]]]) -> None:
+    keys = parse_keys(
+        [
+            "observation.state=ee_states[:3]+joint_states[-2:]+gripper_states",
+            "action=actions[3:6]+actions[6:]",
+        ]
+    )
+    source, _ = open_source(libero[0], None, SourceOptions(keys=keys))
+    demo, arrays = libero[1][min(libero[1])][0], source.episode(0).arrays
+    parts = [demo["obs/ee_states"][:, :3], demo["obs/joint_states"][:, 5:], demo["obs/gripper_states"]]
+    np.testing.assert_array_equal(arrays[STATE], np.concatenate(parts, 1).astype(np.float32))
+    np.testing.assert_array_equal(arrays[ACTION], demo["actions"][:, 3:].astype(np.float32))
+    fingers = ("left_finger", "right_finger")
+    assert source.features[STATE].names == ("x", "y", "z", "joint_6", "joint_7", *fingers)
+    assert source.features[ACTION].names == ("rx", "ry", "rz", "gripper")
+    for name, why in (
+        ("ee_states[9:]", "none"),
+        ("ee_states[a]", "no 'ee_states.a.'"),
+        ("agentview_rgb[:1]", None),
+    ):
+        key = STATE if why else AGENTVIEW
+        with pytest.raises(DataError, match=why or "cannot become"):
+            open_source(libero[0], None, SourceOptions(keys={key: (name,), ACTION: ("actions",)}))
 
 
 @pytest.mark.parametrize("to", ["libero", "robomimic"])

@@ -123,6 +123,18 @@ def test_a_damaged_video_leaves_out_its_episodes(tmp_path: Path) -> None:
         open_source(tmp_path / "set", None, SourceOptions())
 
 
+def test_parts_of_features_can_be_chosen(tmp_path: Path) -> None:
+    dataset = tmp_path / "set"
+    write_dataset(dataset, use_videos=False)
+    whole = open_source(dataset, None, SourceOptions())[0]
+    keys = {STATE: ("observation.state[1:]",), ACTION: ("action[:1]", "observation.state[:1]")}
+    part = open_source(dataset, None, SourceOptions(keys=keys))[0]
+    assert part.features[STATE].names == whole.features[STATE].names[1:]
+    arrays, full = part.episode(0).arrays, whole.episode(0).arrays
+    np.testing.assert_array_equal(arrays[STATE], full[STATE][:, 1:])
+    np.testing.assert_array_equal(arrays[ACTION], np.stack([full[ACTION][:, 0], full[STATE][:, 0]], 1))
+
+
 def test_what_is_missing_is_named_and_never_downloaded(tmp_path: Path) -> None:
     write_dataset(tmp_path / "set", use_videos=False)
     for name, message in (("data", "lacks data/chunk-000"), ("meta/episodes", "lacks meta/episodes")):

@@ -166,6 +166,15 @@ def test_steps_of_a_fixed_rate_come_out(tmp_path: Path, encoding: str) -> None:
     assert arrays[CAMERA].shape[1:] == (6, 8, 3)
 
 
+def test_parts_of_a_field_can_be_chosen(tmp_path: Path) -> None:
+    write_bag(tmp_path / "a.mcap")
+    whole = open_source(tmp_path / "a.mcap", None, options())[0]
+    keys = {**KEYS, STATE: (f"{KEYS[STATE][0]}[1:]",)}
+    part = open_source(tmp_path / "a.mcap", None, options(keys=keys))[0]
+    assert part.features[STATE].names == ("b",)
+    np.testing.assert_array_equal(part.episode(0).arrays[STATE], whole.episode(0).arrays[STATE][:, 1:])
+
+
 def test_vectors_are_interpolated_on_request(tmp_path: Path) -> None:
     write_bag(tmp_path / "a.mcap", joints=np.arange(1000.0, 1002.0, 0.09))
     exact = open_source(tmp_path / "a.mcap", None, options(interpolate=True, tolerance=0.1))[0].episode(0)

@@ -21,8 +21,10 @@ class TestArm(Robot):
 
     def __init__(self, config: TestArmConfig) -> None:
         super().__init__(config)
+        self.config = config
         self.positions = dict.fromkeys(MOTORS, 0.5)
         self.connected = False
+        self.fault: Exception | None = None  # what reading it runs into
         self.diary = Path(config.diary)
 
     @cached_property
@@ -38,6 +40,8 @@ class TestArm(Robot):
 
     def connect(self, calibrate=True):
         self._write(f"connect {calibrate}")
+        if self.config.broken:
+            raise ConnectionError("no motor 3 on the bus")
         self.connected = True
 
     def calibrate(self):
@@ -49,6 +53,8 @@ class TestArm(Robot):
     def get_observation(self):
         if not self.connected:
             raise DeviceNotConnectedError
+        if self.fault is not None:
+            raise self.fault
         return {**self.positions, "front": np.full((4, 6, 3), 7, np.uint8)}
 
     def send_action(self, action):

@@ -8,3 +8,4 @@ from lerobot.robots import RobotConfig
 class TestArmConfig(RobotConfig):
     __test__ = False
     diary: str
+    broken: bool = False

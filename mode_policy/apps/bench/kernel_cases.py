@@ -4,6 +4,7 @@ One call reads one set of weights. Sets are rotated, so that the caches of a GPU
 reads: the network's layers follow each other in the same way.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
 import statistics
@@ -99,7 +100,7 @@ class _Maker:
         return int(torch.Size(shape).numel() * self.weight.itemsize)
 
 
-def case_norm_linear(m: _Maker) -> Case:
+def _case_norm_linear(m: _Maker) -> Case:
     s = m.size
     read = m.bytes(3 * s.D, s.D)
     x, bias, gain, row = m.normal(s.B, s.S, s.D), m.table(10, 3 * s.D), m.table(s.D), m.row(3)
@@ -114,7 +115,7 @@ def case_norm_linear(m: _Maker) -> Case:
     return Case("norm_linear", read, len(weights), ours, plain, lambda i: (x, weights[i][2], bias, gain))
 
 
-def case_attention(m: _Maker) -> Case:
+def _case_attention(m: _Maker) -> Case:
     s = m.size
     read = m.bytes(s.D, s.D)
     qkv, x, gain = m.normal(s.B, s.S, 3 * s.D), m.normal(s.B, s.S, s.D), m.table(2, s.D // s.A)
@@ -140,7 +141,7 @@ def _routing(m: _Maker) -> tuple[Tensor, Tensor, list[list[int]]]:
     return torch.tensor(rows, device=m.device), m.table(len(rows), s.K).abs(), rows
 
 
-def case_expert_up(m: _Maker) -> Case:
+def _case_expert_up(m: _Maker) -> Case:
     s = m.size
     read = m.bytes(s.K * 2 * s.H, s.D)
     x, bias, gain = m.normal(s.B, s.S, s.D), m.table(s.N, 2 * s.H), m.table(s.D)
@@ -167,7 +168,7 @@ def case_expert_up(m: _Maker) -> Case:
     return Case("expert_up", read, len(stacks) * len(rows), ours, plain, inputs)
 
 
-def case_expert_down(m: _Maker) -> Case:
+def _case_expert_down(m: _Maker) -> Case:
     s = m.size
     read = m.bytes(s.K * s.D, s.H)
     hidden, x, gain = m.normal(s.B, s.S, s.K, s.H), m.normal(s.B, s.S, s.D), m.table(s.D)
@@ -194,7 +195,7 @@ def case_expert_down(m: _Maker) -> Case:
     return Case("expert_down", read, len(stacks) * len(rows), ours, plain, inputs)
 
 
-def case_step_tail(m: _Maker) -> Case:
+def _case_step_tail(m: _Maker) -> Case:
     s = m.size
     fixed = s.S - s.C - 1
     y, x = m.normal(s.B, s.C, s.D), m.table(s.B, s.C, s.action)
@@ -221,7 +222,7 @@ def case_step_tail(m: _Maker) -> Case:
     return Case("step_tail", read, 2, ours, plain, lambda i: tensors)
 
 
-MAKERS = (case_norm_linear, case_attention, case_expert_up, case_expert_down, case_step_tail)
+_MAKERS = (_case_norm_linear, _case_attention, _case_expert_up, _case_expert_down, _case_step_tail)
 
 
 def cases(size: Size, weight: torch.dtype, device: str = "cuda") -> dict[str, Callable[[], Case]]:
@@ -230,7 +231,7 @@ def cases(size: Size, weight: torch.dtype, device: str = "cuda") -> dict[str, Ca
     def build(make: Callable[[_Maker], Case]) -> Callable[[], Case]:
         return lambda: make(_Maker(size, weight, device))
 
-    return {make.__name__.removeprefix("case_"): build(make) for make in MAKERS}
+    return {make.__name__.removeprefix("_case_"): build(make) for make in _MAKERS}
 
 
 def largest_error(actual: Tensor, expected: Tensor) -> float:

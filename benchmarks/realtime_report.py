@@ -1,0 +1,182 @@
+"""Turn the newest records of `realtime_delay` and `realtime_jitter` into ``docs/realtime.md`` and its plots.
+
+uv run benchmarks/realtime_report.py
+uv run benchmarks/realtime_report.py --results FOLDER --docs FOLDER
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {"pusht": "Push-T", "metaworld": "Meta-World MT10"}
+COLUMNS = {
+    "strategy": "strategy",
+    "delay": "delay, ms",
+    "ticks": "in ticks",
+    "success": "success",
+    "seam": "jump at seams, ‰",
+    "inside": "inside chunks, ‰",
+    "seam / inside": "ratio",
+    "jerk": "jerk, ‰",
+    "held": "held",
+    "length": "ticks an episode",
+}
+HEAD = """# Real-time control, measured
+
+Made from the records in `benchmarks/results/` by `benchmarks/realtime_report.py`.
+
+**Injected delays.** An answer comes as long after its request as the table says, or as long as the policy
+itself takes where that is longer. "half" is the delay with which a chunk is half used up when it arrives.
+Jumps are the mean change of command from one tick to the next: at seams, where two chunks meet or the robot
+was held between, and inside chunks; jerk is the mean third difference of the commanded position. All three
+are norms in per mille of the demonstrations' range. "Held" is the share of ticks without an action of the
+policy, after the first chunk. Success is given with its 95 % interval.
+
+With the virtual clock every delay is exact and the numbers repeat themselves to the digit; the check beside
+it ran as `mode-control` runs a robot: simulator, loop and server in processes of their own, on the system's
+clock.
+"""
+
+
+def newest(folder: Path, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return the newest record of each benchmark whose file matches, by name."""
+    records = [json.loads(path.read_text()) for path in folder.glob(pattern)]
+    return {record["benchmark"]: record for record in sorted(records, key=lambda r: r["date"])}
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """Return what a row of a record looks like in the table."""
+
+    def plain(value: Any) -> str:
+        return "–" if value is None else f"{value:g}"
+
+    ms = f"{row['delay ms']:g}"
+    return {
+        "strategy": row["strategy"],
+        "delay": f"half ({ms})" if row["delay"] == "half" else ms,
+        "ticks": plain(row["delay ticks"]),
+        "success": f"{row['success']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        "seam": plain(row["seam"]),
+        "inside": plain(row["inside"]),
+        "seam / inside": plain(row["seam / inside"]),
+        "jerk": plain(row["jerk"]),
+        "held": f"{100 * row['held']:.0f} %",
+        "length": plain(row["ticks"]),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cells(row)[name] for name in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """Say how real-time chunking bears a delay of half a chunk."""
+    found = {row["delay"]: row for row in rows if row["strategy"] == "rtc"}
+    if not {"0", "half"} <= set(found):
+        return ""
+    free, half = found["0"], found["half"]
+    kept = 100 * half["success"] / free["success"] if free["success"] else float("nan")
+    return (
+        f"Real-time chunking with a delay of half a chunk ({half['delay ms']:g} ms) keeps {kept:.0f} % of "
+        f"its success without injected delay; its jumps at seams are {half['seam / inside']} times those inside "
+        "chunks.\n"
+    )
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for strategy in dict.fromkeys(row["strategy"] for row in rows):
+        mine = sorted((r for r in rows if r["strategy"] == strategy), key=lambda r: r["delay ms"])
+        x = [r["delay ms"] for r in mine]
+        error = [[r["success"] - r["low"] for r in mine], [r["high"] - r["success"] for r in mine]]
+        axes[0].errorbar(x, [r["success"] for r in mine], error, marker="o", capsize=2, label=strategy)
+        for axis, name in ((axes[1], "seam / inside"), (axes[2], "jerk")):
+            known = [(r["delay ms"], r[name]) for r in mine if r[name] is not None]
+            axis.plot([k[0] for k in known], [k[1] for k in known], marker="o", label=strategy)
+    axes[0].set(ylabel="success, 95 % interval", ylim=(0, 1.02))
+    axes[1].set(ylabel="jumps: seams / inside chunks", ylim=(0, None))
+    axes[1].axhline(1, color="gray", linewidth=0.8)
+    axes[2].set(ylabel="jerk, ‰ of the range per tick³", ylim=(0, None))
+    for axis in axes:
+        axis.set_xlabel("injected delay, ms")
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def described(record: dict[str, Any]) -> str:
+    config = record["config"]
+    about = [
+        f"{config['episodes']} episodes of each of {len(config['tasks'])} tasks in a cell"
+        if len(config["tasks"]) > 1
+        else f"{config['episodes']} episodes in a cell",
+        f"chunks of {config['chunk']}, of which {config['execute']} are executed where nothing else is said",
+        *config["override"],
+        f"{record['device']['cpu']}, {record['date'][:10]}, commit {record['commit']}",
+    ]
+    return "; ".join(about) + ".\n"
+
+
+def delays(folder: Path, docs: Path) -> str:
+    records = newest(folder, "realtime_delay_*.json")
+    parts = []
+    for name in sorted(n for n in records if n.endswith("_virtual")):
+        record, check = records[name], records.get(name.replace("_virtual", "_real"))
+        config, rows = record["config"], record["rows"]
+        picture = docs / "media" / f"{name.removesuffix('_virtual')}.png"
+        plot(rows, picture)
+        title = TITLES.get(config["robot"], config["robot"])
+        parts += [f"## {title} at {config['rate']:g} Hz\n", described(record), verdict(rows)]
+        parts += [f"![Success, jumps and jerk]({picture.relative_to(docs)})\n", table(rows) + "\n"]
+        if check is not None:
+            parts += ["In real time:\n", described(check), table(check["rows"]) + "\n"]
+    return "\n".join(part for part in parts if part)
+
+
+def jitter(folder: Path) -> str:
+    records = newest(folder, "realtime_jitter_*.json").values()
+    if not records:
+        return ""
+    rows = [record["rows"][0] for record in records]
+    names = list(rows[0])
+    lines = ["| | " + " | ".join(record["benchmark"] for record in records) + " |"]
+    lines += ["|---" * (len(rows) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{row.get(name, '–')}" for row in rows) + " |" for name in names]
+    first = next(iter(records))
+    about = f"{first['device']['cpu']}, {first['device']['cores']} cores, {first['date'][:10]}."
+    return (
+        f"## The loop's jitter\n\nInference in a process beside the loop. {about}\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--record", action="store_true", help="as the other benchmarks; without effect")
+    arguments = parser.parse_args()
+    (arguments.docs / "media").mkdir(parents=True, exist_ok=True)
+    parts = [HEAD, delays(arguments.results, arguments.docs), jitter(arguments.results)]
+    path = arguments.docs / "realtime.md"
+    if not any(parts[1:]):
+        print(f"no records of realtime_delay or realtime_jitter in {arguments.results}")
+        return
+    path.write_text("\n".join(part for part in parts if part).rstrip() + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

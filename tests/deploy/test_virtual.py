@@ -1,0 +1,192 @@
+"""The virtual clock: the loop unchanged, and nothing but its seed decides what happens."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from mode_envs.plant import VirtualRobot
+from mode_envs.realtime import RealtimeRobot, RealtimeSpec
+from mode_policy.apps.control_loop import fit
+from mode_policy.deploy.clock import VirtualClock
+from mode_policy.deploy.config import ActionConfig
+from mode_policy.deploy.policy_service import LocalEndpoint
+from mode_policy.deploy.virtual import VirtualInference
+from mode_policy.errors import InferenceError
+from mode_policy.types import STATE
+from tests.conftest import ROOT
+from tests.deploy import point_env
+from tests.deploy.conftest import wait_for
+from tests.deploy.test_programs import config
+
+RATE = 25.0
+
+
+def spec(**changes):
+    return RealtimeSpec(env_id=point_env.ID, rate=RATE, **({"measured": (0, 1)} | changes))
+
+
+def loop(*overrides):
+    return config("server=ws://x", f"robot.task={point_env.ID}", "prompt=go left", *overrides)
+
+
+def run(service, *overrides, seconds=0.0, ticks=60, seed=5, **changes):
+    """Drive the point with the toy policy; return the telemetry."""
+    clock = VirtualClock()
+    robot = VirtualRobot(spec(**changes), clock)
+    robot.reset(seed)
+    fitted = fit(loop(*overrides), service.metadata, robot)
+    telemetry = fitted.telemetry(shared=False)
+    inference = VirtualInference(LocalEndpoint(service), clock, seconds)
+    robot.reset(seed)
+    summary = fitted.controller(robot, inference, telemetry, 0, clock=clock).run(ticks)
+    return summary, telemetry
+
+
+@pytest.mark.parametrize("strategy", ["synchronous", "asynchronous", "ensembling", "rtc"])
+def test_a_run_repeats_itself_to_the_bit(service, strategy):
+    first, second = (run(service, f"strategy.name={strategy}", seconds=0.1)[1] for _ in range(2))
+    assert first.ticks.tobytes() == second.ticks.tobytes()
+    assert first.chunks.tobytes() == second.chunks.tobytes()
+    other = run(service, f"strategy.name={strategy}", seconds=0.1, seed=6)[1]
+    assert other.ticks.tobytes() != first.ticks.tobytes()
+
+
+@pytest.mark.parametrize(("seconds", "ticks"), [(0.001, 1), (0.039, 1), (0.041, 2), (0.121, 4)])
+def test_delays_are_what_they_are_said_to_be(service, seconds, ticks):
+    """A tick lasts 40 ms."""
+    summary, telemetry = run(service, "strategy.name=asynchronous", seconds=seconds)
+    chunks = telemetry.chunks_since(0)[0]
+    assert set(chunks["arrived"][1:] - chunks["observed"][1:]) == {ticks}
+    rows = telemetry.since(0)[0]
+    np.testing.assert_allclose(np.diff(rows["due"]), 1 / RATE)
+    assert (rows["started"] - rows["due"]).max() < 1e-9, "no tick is late"
+    assert summary.skipped == 0
+
+
+def test_a_first_chunk_may_come_within_the_tick_that_waits_for_it(service):
+    summary, telemetry = run(service, "strategy.name=synchronous", "loop.wait=0.3", seconds=0.01)
+    assert summary.interventions.get("late", 0) == 0
+    rows = telemetry.since(0)[0]
+    assert (rows["finished"] - rows["due"]).max() == pytest.approx(0.01)
+
+
+def test_what_the_policy_refuses_ends_the_run(service):
+    summary, _ = run(service, "prompt=dance")
+    assert summary.outcome == "inference failed"
+    assert "unknown instruction 'dance'" in summary.error
+
+
+def test_inference_is_busy_until_its_answer_is_due():
+    class Counting:
+        asked = 0
+
+        def infer(self, request):
+            self.asked += 1
+            return {"actions": np.full((2, 1), self.asked)}
+
+    clock = VirtualClock()
+    inference = VirtualInference(Counting(), clock, 1.0)
+    assert inference.ready
+    assert inference.submit(7, {})
+    assert not inference.submit(8, {})
+    assert inference.poll() is None
+    inference.wait(0.5)
+    assert clock.now() == 0.5
+    inference.discard()
+    assert inference.pending, "as a thread that cannot be interrupted"
+    inference.wait(9.0)
+    assert clock.now() == 1.0
+    assert inference.poll() is None
+    assert inference.submit(9, {})
+    clock.sleep_until(2.0)
+    assert inference.poll().tick == 9
+    assert inference.poll() is None
+    inference.error = InferenceError("no more")
+    assert not inference.ready
+
+
+def test_the_virtual_robot_does_what_the_real_one_does():
+    """The same commands in the same periods: the same observations."""
+    commands = {3: [0.5, -0.5], 4: [0.6, -0.4], 8: [0.0, 0.1]}
+    clock = VirtualClock()
+    virtual, seen = VirtualRobot(spec(), clock), []
+    virtual.reset(4)
+    for period in range(12):
+        clock.sleep_until((period + 0.5) / RATE)
+        seen.append(virtual.observe())
+        if period in commands:
+            virtual.act(np.array(commands[period]))
+    assert [round(o.time * RATE) for o in seen] == list(range(12))
+    with RealtimeRobot(spec(rate=4.0)) as real:
+        real.reset(4)
+        for period in range(12):
+            wait_for(lambda p=period: real.observe().info["steps"] >= p)
+            observation = real.observe()
+            if observation.info["steps"] != period:
+                pytest.skip("this machine is too busy for four periods a second")
+            np.testing.assert_array_equal(observation.arrays[STATE], seen[period].arrays[STATE])
+            assert observation.info["unheard"] == seen[period].info["unheard"]
+            if period in commands:
+                real.act(np.array(commands[period]))
+
+
+def test_the_virtual_robot_stops_and_its_episode_ends():
+    clock = VirtualClock()
+    robot = VirtualRobot(spec(kind="delta", options={"delta": True}, max_steps=20), clock)
+    robot.reset(0)
+    robot.act(np.array([0.25, 0.0]))
+    clock.sleep_until(5 / RATE)
+    moved = robot.observe().arrays[STATE]
+    robot.stop()
+    robot.act(np.array([0.25, 0.0]))
+    clock.sleep_until(10 / RATE)
+    np.testing.assert_array_equal(robot.observe().arrays[STATE], moved)
+    clock.sleep_until(30 / RATE)
+    assert robot.observe().done
+    assert robot.observe().info["steps"] == 20
+    robot.close()
+
+
+# What the benchmark measures
+
+
+@pytest.fixture(scope="module")
+def moving_sizes():
+    path = ROOT / "benchmarks" / "_realtime.py"
+    described = importlib.util.spec_from_file_location("_realtime", path)
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module.moving_sizes
+
+
+def rows(commands, chunks):
+    n = len(commands)
+    due = np.arange(n) / RATE
+    return {
+        "action": np.array(commands, float)[:, None] * [1, 9],
+        "chunk": np.array(chunks),
+        "tick": np.arange(n),
+        "delay": np.full(n, 2),
+        "skipped": np.zeros(n, int),
+        "due": due,
+        "finished": due + 0.001,
+    }
+
+
+def test_jumps_are_told_apart(moving_sizes):
+    action, scale = ActionConfig(kind="position", gripper=(1,)), np.array([1000.0, 1.0])
+    #              two chunks ......... held .... the next
+    found = moving_sizes(
+        rows([np.nan, 0, 1, 2, 7, 8, 8, 8, 12, 13], [-1, 0, 0, 0, 5, 5, -1, -1, 9, 9]), action, scale
+    )
+    assert (found["seam n"], found["seam sum"]) == (2, 5 + 4), "a robot that stays is no jump"
+    assert (found["inside n"], found["inside sum"]) == (4, 4)
+    assert (found["held n"], found["held sum"]) == (9, 2)
+    assert found["missed"] == 0
+    delta = moving_sizes(
+        rows([3, 3, 0, 0, 3, 3], [0, 0, -1, -1, 4, 4]), ActionConfig(kind="delta", gripper=(1,)), scale
+    )
+    assert (delta["seam n"], delta["seam sum"]) == (2, 6), "it stops, and sets off again"
+    assert delta["jerk n"] == 3
+    np.testing.assert_allclose(delta["jerk sum"], 3 + 3 + 3)
