@@ -49,7 +49,7 @@ class LeRobotView(gymnasium.Wrapper):
 
         register()
         self.task_name = task
-        super().__init__(gymnasium.make(entry(task).env_id, render_mode="rgb_array"))
+        super().__init__(gymnasium.make(entry(task).env_id))
         self.task_description = entry(task).instruction
         width = self._view(self.env.reset(seed=0)[0])["agent_pos"].shape[0]
         scene = width - ROBOT_DIMS.get(task, METAWORLD_ROBOT_DIMS)
@@ -109,12 +109,11 @@ def write_datasets(
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     from mode_envs.features import convention
-    from mode_envs.suites import suite
+    from mode_envs.suites import SUITES, suite
 
     robot = ROBOT_DIMS.get(task, METAWORLD_ROBOT_DIMS)
     episodes = list(episodes_of(task, source))[:limit]
-    first_task = suite(task)[0] if task != "pusht" else task
-    fps = int(convention(first_task).fps)
+    fps = int(convention(suite(task)[0].env_id if task in SUITES else task).fps)
     last = set(
         np.random.default_rng(0)
         .permutation(len(episodes))[: max(1, round(held_out * len(episodes)))]
@@ -208,12 +207,26 @@ def evaluate(folder: Path, tasks: Sequence[str], episodes: int, lanes: int, seed
     return found
 
 
-def action_error(folder: Path, dataset: Path, execute: int, windows: int) -> float:
+def figures(
+    folder: Path, dataset: Path, task: str, execute: int, windows: int, rounds: int
+) -> dict[str, float]:
+    """Return what is measured without rollouts: size, error on held-out demonstrations, time of a chunk."""
+    loaded = load(folder)
+    policy = loaded[0]
+    acting = policy.acting if policy.name == "mode" else policy
+    return {
+        "parameters": sum(p.numel() for p in acting.parameters()),
+        "error": action_error(loaded, dataset, execute, windows),
+        **latency(loaded, task, rounds),
+    }
+
+
+def action_error(loaded: tuple[Any, Any, Any], dataset: Path, execute: int, windows: int) -> float:
     """Mean absolute error of the actions that would be executed, on held-out demonstrations, raw units."""
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    policy, pre, post = load(folder)
+    policy, pre, post = loaded
     meta = LeRobotDatasetMetadata("local/held_out", root=dataset)
     steps = policy.config.observation_delta_indices
     deltas = {k: [i / meta.fps for i in steps] for k in policy.config.input_features} if steps else {}
@@ -233,11 +246,11 @@ def action_error(folder: Path, dataset: Path, execute: int, windows: int) -> flo
     return float(error[keep].mean())
 
 
-def latency(folder: Path, task: str, rounds: int) -> dict[str, float]:
+def latency(loaded: tuple[Any, Any, Any], task: str, rounds: int) -> dict[str, float]:
     """Seconds from an observation to the first action of a new chunk, batch 1, processors included."""
     from lerobot.envs import preprocess_observation
 
-    policy, pre, post = load(folder)
+    policy, pre, post = loaded
     env = LeRobotView(task)
     seen = preprocess_observation({k: v[None] for k, v in env.reset(seed=0)[0].items()})
     env.close()
@@ -250,9 +263,3 @@ def latency(folder: Path, task: str, rounds: int) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
     seconds = sorted(seconds[2:])
     return {"p50_s": statistics.median(seconds), "p90_s": seconds[int(0.9 * (len(seconds) - 1))]}
-
-
-def parameters(folder: Path) -> int:
-    """Number of parameters that act."""
-    policy, _, _ = load(folder)
-    return sum(p.numel() for p in (policy.acting if policy.name == "mode" else policy).parameters())

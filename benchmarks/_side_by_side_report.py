@@ -99,8 +99,8 @@ def write_report(
     if docs:
         commands = "\n".join(f"# {row['method']}\n{row['command']}\n" for row in rows)
         page = (
-            f"# MoDE beside LeRobot's policies: {config['task']}\n\n{config['minutes']:g} minutes of training "
-            f"each, batch {config['batch_size']}, {rows[0]['episodes']} rollouts, one run of "
+            f"# MoDE beside LeRobot's policies: {config['task']}\n\n{config['minutes']:g} minutes of "
+            f"training each, batch {config['batch_size']}, {rows[0]['episodes']} rollouts, one run of "
             f"`benchmarks/lerobot_side_by_side.py`.\n\n![Success, training speed and latency]"
             f"(media/lerobot_side_by_side.png)\n\n{text}\n```\n{commands}```\n"
         )

@@ -33,65 +33,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
+from _side_by_side_methods import CHUNK, EXECUTE, METHODS, NAMES  # noqa: E402
 from _side_by_side_report import write_report  # noqa: E402
 
 from mode_policy.errors import ModePolicyError  # noqa: E402
 from mode_policy.files import write_json  # noqa: E402
-
-CHUNK, EXECUTE = 16, 8
-#: What ``--policy.`` gets, for networks of one to three million parameters that act.
-METHODS: dict[str, list[str]] = {
-    "mode_ours": [],
-    "mode_lerobot": [
-        "type=mode",
-        "denoiser.dim=128",
-        "denoiser.num_layers=4",
-        "denoiser.num_heads=4",
-        "state_keys=[observation.state]",
-        "state_hidden=[256,256]",
-        "state_tokens=128",
-        f"chunk_size={CHUNK}",
-        "n_obs_steps=2",
-        "optimizer_lr=1e-3",
-    ],
-    "diffusion": [
-        "type=diffusion",
-        "down_dims=[64,128,256]",
-        "noise_scheduler_type=DDIM",
-        "num_inference_steps=10",
-        f"horizon={CHUNK}",
-        "n_obs_steps=2",
-        "optimizer_lr=1e-3",
-        'normalization_mapping={"STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"}',
-    ],
-    "act": [
-        "type=act",
-        "dim_model=160",
-        "n_heads=4",
-        "dim_feedforward=640",
-        f"chunk_size={CHUNK}",
-        "optimizer_lr=3e-4",
-        "vision_backbone=resnet18",
-        'normalization_mapping={"STATE": "MEAN_STD", "ENV": "MEAN_STD", "ACTION": "MEAN_STD"}',
-    ],
-    "multi_task_dit": [
-        "type=multi_task_dit",
-        "hidden_dim=128",
-        "num_layers=4",
-        "num_heads=4",
-        "noise_scheduler_type=DDIM",
-        "num_inference_steps=10",
-        f"horizon={CHUNK}",
-        "optimizer_lr=1e-3",
-    ],
-}
-NAMES = {
-    "mode_ours": "MoDE, our loop",
-    "mode_lerobot": "MoDE, lerobot-train",
-    "diffusion": "Diffusion",
-    "act": "ACT",
-    "multi_task_dit": "Multi-task DiT",
-}
 
 
 class Comparison:
@@ -106,6 +52,8 @@ class Comparison:
         self.work: Path = arguments.work.absolute()
         self.data = self.work / "data"
         self.clip = arguments.clip or str(self.work / "clip")
+        # A single task needs no instruction.
+        self.language = "minilm-l6-v2" if arguments.task in ("metaworld_mt10", "metaworld_mt50") else "null"
 
     def stage(self, name: str, run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return a stage's result: of the file that it left, or by running it."""
@@ -185,6 +133,8 @@ class Comparison:
         shutil.rmtree(folder, ignore_errors=True)
         every = max(1, steps // 20)
         flags = [*METHODS[method], f"n_action_steps={EXECUTE}", "push_to_hub=false", *self.extra(method)]
+        if method == "mode_lerobot":
+            flags.append(f"language={self.language}")
         if method == "multi_task_dit":
             flags += [f"text_encoder_name={self.clip}", f"vision_encoder_name={self.clip}"]
         command = [
@@ -197,7 +147,7 @@ class Comparison:
         ]
         log = self.work / f"{method}_{name}.log"
         times = [stamp for stamp in map(_stamp, self.call(command, log).splitlines()) if stamp is not None]
-        seconds = max(times[-1] - times[0], 1e-9)
+        seconds = max(times[-1] - times[0], 1.0)  # records carry whole seconds
         rate = every * (len(times) - 1) / seconds
         if name == "probe":
             shutil.rmtree(folder)
@@ -215,23 +165,21 @@ class Comparison:
         shutil.rmtree(folder, ignore_errors=True)
         a = self.arguments
         flags = [
-            f"task={'pusht' if a.task == 'pusht' else 'metaworld_mt10'}",
-            *("dataset.source=path", "dataset.layout=native", f"dataset.path={self.data / 'train.zarr'}"),
-            *("dataset.keys={}", "dataset.features={}", "dataset.convention={}"),
+            # Which task it is matters to the evaluation alone, which LeRobot's does.
+            *("task=metaworld_mt10", "dataset.source=path", f"dataset.path={self.data / 'train.zarr'}"),
             *("dataset.state_keys=[observation.state]", "dataset.validation_fraction=0.01"),
             *(f"policy.chunk={CHUNK}", f"policy.execute={EXECUTE}", "policy.history=2"),
-            *("policy.state_hidden=[256,256]", "policy.state_tokens=128", "policy.language=null"),
+            *("policy.state_hidden=[256,256]", "policy.state_tokens=128"),
+            f"policy.language={self.language}",
             *("policy.denoiser.dim=128", "policy.denoiser.num_layers=4", "policy.denoiser.num_heads=4"),
             *(f"trainer.minutes={a.minutes}", "trainer.steps=null", f"trainer.batch_size={a.batch_size}"),
             *("trainer.learning_rate=1e-3", f"trainer.seed={a.seed}", "evaluation.episodes=0"),
             *(f"run_dir={folder}", *self.extra("mode_ours")),
         ]
-        if a.task == "metaworld_mt10":
-            flags.append("policy.language=minilm-l6-v2")
         code = _MAIN.format("mode_policy.apps.train", flags).replace("main(sys.argv[1:])", "main()")
         self.call([sys.executable, "-P", "-c", code], self.work / "mode_ours_run.log")
         last = folder / "checkpoints" / "last"
-        self.measure_convert(last, folder / "lerobot")
+        self.convert(last, folder / "lerobot")
         about = json.loads((last / "training" / "progress.json").read_text())
         rate = about["step"] / about["seconds"]
         return {
@@ -242,7 +190,7 @@ class Comparison:
             "command": shlex.join(["mode-train", *flags]),
         }
 
-    def measure_convert(self, checkpoint: Path, folder: Path) -> None:
+    def convert(self, checkpoint: Path, folder: Path) -> None:
         code = _MAIN.format("lerobot_policy_mode.command", ["to-lerobot", str(checkpoint), str(folder)])
         self.call([sys.executable, "-P", "-c", code])
 
@@ -258,25 +206,24 @@ class Comparison:
         """Do all stages of one method."""
         a, folder = self.arguments, self.policy(method)
         trained = self.stage(f"{method}/train", lambda: self.train(method))
-        tasks = self.measure_tasks()
+        tasks = self.tasks()
         rolled = self.stage(
             f"{method}/evaluation",
             lambda: self.measure("evaluate", folder, tasks, a.episodes, a.lanes, a.seed + 100_000),
         )
-        held_out = self.data / "held_out"
-        error = self.stage(
-            f"{method}/error",
-            lambda: {"error": self.measure("action_error", folder, held_out, EXECUTE, a.windows)},
+        figures = self.stage(
+            f"{method}/figures",
+            lambda: self.measure(
+                "figures", folder, self.data / "held_out", tasks[0], EXECUTE, a.windows, a.rounds
+            ),
         )
-        times = self.stage(f"{method}/latency", lambda: self.measure("latency", folder, tasks[0], a.rounds))
-        size = self.stage(f"{method}/size", lambda: {"parameters": self.measure("parameters", folder)})
-        return {"method": NAMES[method], **trained, **rolled, **error, **times, **size}
+        return {"method": NAMES[method], **trained, **rolled, **figures}
 
-    def measure_tasks(self) -> list[str]:
-        from mode_envs.suites import suite
+    def tasks(self) -> list[str]:
+        from mode_envs.suites import SUITES, suite
 
         a = self.arguments
-        return ["pusht"] if a.task == "pusht" else [task.task.name for task in suite(a.task)]
+        return [task.task.name for task in suite(a.task)] if a.task in SUITES else [a.task]
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a folder to be continued."""
@@ -311,7 +258,7 @@ def main() -> None:
         "--windows", type=int, default=512, help="held-out windows whose actions are compared"
     )
     parser.add_argument("--rounds", type=int, default=20, help="of the latency")
-    parser.add_argument("--probe-steps", type=int, default=200, help="of lerobot-train, to know its speed")
+    parser.add_argument("--probe-steps", type=int, default=500, help="of lerobot-train, to know its speed")
     parser.add_argument("--demonstrations", type=int, help="use only so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clip", help="text encoder of Multi-task DiT; default: a small random one")

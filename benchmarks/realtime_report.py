@@ -82,8 +82,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     kept = 100 * half["success"] / free["success"] if free["success"] else float("nan")
     return (
         f"Real-time chunking with a delay of half a chunk ({half['delay ms']:g} ms) keeps {kept:.0f} % of "
-        f"its success without injected delay; its jumps at seams are {half['seam / inside']} times those inside "
-        "chunks.\n"
+        "its success without injected delay; "
+        f"its jumps at seams are {half['seam / inside']} times those inside chunks.\n"
     )
 
 

@@ -104,6 +104,10 @@ def test_evaluate_finds_the_libraries(ask):
     assert is_clean(ask("evaluate.py", "where")["where"])
 
 
+def test_export_finds_the_libraries(ask):
+    assert is_clean(ask("export.py", "where")["where"])
+
+
 def test_spawned_processes_can_import_the_script_again(train):
     assert is_clean(train["spawned"])
 

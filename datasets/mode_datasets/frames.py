@@ -185,7 +185,11 @@ def decode(codecs: Sequence[str], data: bytes | memoryview, target: np.ndarray) 
             numcodecs.blosc.decompress(data, target)
             return
         elif codec == "zstd":
-            data = numcodecs.zstd.decompress(data)
+            declared = _zstd_size(data)
+            if declared not in (None, target.nbytes):
+                raise ValueError(f"{declared} bytes instead of {target.nbytes}")
+            numcodecs.zstd.decompress(data, target)
+            return
         elif codec == "imagecodecs_jpeg":
             from imagecodecs import jpeg8_decode
 
@@ -194,6 +198,16 @@ def decode(codecs: Sequence[str], data: bytes | memoryview, target: np.ndarray) 
     if len(data) != target.nbytes:
         raise ValueError(f"{len(data)} bytes instead of {target.nbytes}")
     target.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+
+
+def _zstd_size(data: bytes | memoryview) -> int | None:
+    """Return the decompressed size that a frame declares (RFC 8878, 3.1.1.1), or None if it does not."""
+    descriptor = data[4]
+    single_segment = descriptor >> 5 & 1
+    length = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    size = int.from_bytes(data[start : start + length], "little")
+    return None if not length else size + 256 * (length == 2)
 
 
 def intact(data: bytes | memoryview) -> bool:

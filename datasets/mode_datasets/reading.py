@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,15 @@ from typing import Any
 import numpy as np
 import zarr
 
+from mode_datasets.frames import frame_reader
 from mode_datasets.location import LocalFolder, Location
 from mode_policy.errors import DataError, did_you_mean
 from mode_policy.types import Feature
 
 ZarrArray = zarr.Array[Any]
+
+#: Images that are held at once when a store is checked.
+_CHECKED = 16
 
 
 def open_group(location: Location) -> zarr.Group:
@@ -96,6 +102,12 @@ def read_array(location: Location, array: ZarrArray, rows: int | None = None) ->
         DataError: if a chunk file is missing or cannot be decoded; the file is named.
     """
     rows = None if rows is None else min(rows, array.shape[0])
+    declared = max(math.prod(array.shape), math.prod(array.chunks)) * array.dtype.itemsize
+    if declared > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise DataError(
+            f"array {array.path!r} of {location} declares {declared / 2**30:.3g} GiB, more than the "
+            f"{memory / 2**30:.3g} GiB of this machine; its metadata are damaged, or it is not to be trusted"
+        )
     check_chunk_files(location, array, rows)
     try:
         return np.asarray(array[...] if rows is None else array[:rows])
@@ -184,14 +196,23 @@ def check_images(location: Location, array: ZarrArray, num_rows: int) -> None:
     """Check the first ``num_rows`` of an image array without reading them all.
 
     One image of each shard is read: a shard's index is at its end, so this finds files that were cut short.
+    Of a store far away, only the first and the last are; what is wrong with the others shows when they are
+    read.
 
     Raises:
         DataError: if a chunk file is missing, a shard cannot be decoded, or the first image is scaled to 0…1.
     """
-    check_chunk_files(location, array, num_rows)
+    reader = frame_reader(location, array)
+    near = isinstance(location, LocalFolder)
+    if near or reader is None:
+        check_chunk_files(location, array, num_rows)
     rows = np.arange(0, num_rows, array.shards[0]) if array.shards else np.zeros(1, dtype=np.int64)
-    high = read_rows(location, array, rows).max()
-    if array.dtype.kind == "f" and 0 < high <= 1:
+    looked_at = rows if near else np.unique(rows[[0, -1]])
+    highest = []
+    for part in np.array_split(looked_at, -(-len(looked_at) // _CHECKED)):
+        images = read_rows(location, array, part) if reader is None else reader.read(part)
+        highest.append(images.max(initial=0))
+    if array.dtype.kind == "f" and 0 < (high := max(highest)) <= 1:
         raise DataError(f"images {array.path!r} of {location} are scaled to 0…{high}; convert them to 0…255")
 
 

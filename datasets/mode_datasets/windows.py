@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,11 @@ class WindowSpec:
             raise DataError(
                 f"history {self.history}, chunk {self.chunk} and stride {self.stride} must all be at least 1"
             )
+
+
+#: Arrays of a `Windows`: for each window, its step in the store, and first and last step, number and task of
+#: its episode.
+_INDEX = ("_step", "_first", "_last", "_episode", "_task")
 
 
 class Windows:
@@ -95,7 +102,6 @@ class Windows:
         if store.instruction_table is not None:
             self._embeddings = store.instruction_table.embed([task.instruction for task in store.tasks])
 
-        # For each window: its step in the store, and the first and last step and the task of its episode.
         steps = [np.arange(0, n, spec.stride) for n in store.episode_lengths[self.episodes]]
         self._episode = np.repeat(self.episodes, [len(s) for s in steps])
         self._first = store.episode_starts[self._episode]
@@ -104,6 +110,32 @@ class Windows:
         self._task = store.episode_tasks[self._episode]
         self._history = np.arange(1 - spec.history, 1)
         self._future = np.arange(spec.chunk)
+        self._sent: dict[str, SharedArray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Send what a process that is being started needs; large arrays as memory that it shares."""
+        if not self._sent:
+            for name, x in self._large():
+                self._sent[name] = SharedArray(x.shape, x.dtype.str)
+                self._sent[name].array[:] = x
+        left_out = dict.fromkeys((*_INDEX, "_actions", "_states", "_embeddings"))
+        return self.__dict__ | left_out | {"store": dataclasses.replace(self.store, _vectors={})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        arrays = {name: shared.array for name, shared in self._sent.items()}
+        for name in _INDEX:
+            setattr(self, name, arrays.pop(name))
+        tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
+        self._embeddings, self._actions = tensors.pop("", None), tensors.pop(ACTION)
+        self._states = tensors
+
+    def _large(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from ((name, getattr(self, name)) for name in _INDEX)
+        yield ACTION, self._actions.numpy()
+        yield from ((key, x.numpy()) for key, x in self._states.items())
+        if self._embeddings is not None:
+            yield "", self._embeddings.numpy()
 
     def __len__(self) -> int:
         return len(self._step)

@@ -87,9 +87,7 @@ class TaskEnv(gymnasium.Env[ObservationDict, np.ndarray]):
         self.action_space = action_space
 
     @abstractmethod
-    def picture(
-        self, size: Size, camera: str | None = None, moment: np.ndarray | None = None
-    ) -> np.ndarray:
+    def picture(self, size: Size, camera: str | None = None, moment: np.ndarray | None = None) -> np.ndarray:
         """Return the scene as uint8 ``(*size, 3)``, upright RGB; allowed in every render mode.
 
         Args:

@@ -1,9 +1,9 @@
 """Which episodes an evaluation consists of, and which of them a machine runs.
 
 Where a benchmark publishes initial states (LIBERO), a task's rollouts start from the first of them, as
-published scores do; elsewhere each starts from a seed of its own. Either way every policy has the same starts,
-so two evaluations can be compared start by start. Each start is rolled out ``repeats`` times, with other noise
-for the policy.
+published scores do; elsewhere each starts from a seed of its own. Either way every policy has the same
+starts, so two evaluations can be compared start by start. Each start is rolled out ``repeats`` times, with
+other noise for the policy.
 """
 
 from __future__ import annotations

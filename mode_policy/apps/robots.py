@@ -23,6 +23,9 @@ from mode_policy.deploy.robots.lerobot import LeRobotRobot
 from mode_policy.deploy.robots.replay import ReplayRobot
 from mode_policy.errors import ConfigError, RobotError
 
+#: Whether LeRobot releases the motors when it disconnects. Not here, unless it is asked for: arms fall.
+TORQUE = "disable_torque_on_disconnect"
+
 
 @configuration(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RobotConfig:
@@ -152,7 +155,10 @@ def _lerobot(config: Mapping[str, Any]) -> Any:
             importlib.import_module(f"lerobot.robots.{module.name}")
     register_third_party_plugins()
     try:
-        return make_robot_from_config(draccus.decode(package.RobotConfig, dict(config)))
+        decoded = draccus.decode(package.RobotConfig, dict(config))
+        if hasattr(decoded, TORQUE) and TORQUE not in config:
+            setattr(decoded, TORQUE, False)
+        return make_robot_from_config(decoded)
     except (ValueError, TypeError, KeyError, draccus.ParsingError, ImportError) as error:
         raise ConfigError(f"robot.lerobot={dict(config)} is no robot of LeRobot: {error}") from error
 

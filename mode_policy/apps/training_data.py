@@ -107,7 +107,7 @@ def _sampler(
     for part, weight in parts:
         rows = np.unique(part.tasks)
         of_tasks = [start + np.flatnonzero(part.tasks == row) for row in rows]
-        shares = np.array([1.0 if data.balance_tasks else len(group) for group in of_tasks])
+        shares = np.array([1 if data.balance_tasks else len(group) for group in of_tasks], np.float64)
         shares *= [data.task_weights.get(part.store.tasks[row].name, 1.0) for row in rows]
         if not shares.any():
             raise ConfigError(f"dataset.task_weights leaves nothing of {part.store.location}")

@@ -19,7 +19,8 @@ class StrategyConfig:
 
     Attributes:
         name: of the strategy.
-        execute: actions of a chunk after which the next takes over; None for the policy's own number.
+        execute: actions of a chunk after which the next takes over; None for the policy's own number, with
+            real-time chunking at most half a chunk, so that there is an overlap to join chunks in.
         mask: real-time chunking: how commitment to the previous chunk falls after its fixed part.
         extend: real-time chunking: actions by which the previous chunk is thought to go on as it ends.
         decay: ensembling: exponent of the weights.

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -61,6 +62,7 @@ class ProcessEndpoint:
         self._timeout = timeout
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._ending = threading.Lock()  # the loop closes what the thread of inference may be giving up
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as this object
 
     @property
@@ -144,10 +146,11 @@ class ProcessEndpoint:
         process = self._process
         if process is None:
             return None
-        process.kill()
-        code = process.wait()
-        if self._connection is not None and not self._connection.closed:
-            self._connection.close()
+        with self._ending:
+            process.kill()
+            code = process.wait()
+            if self._connection is not None and not self._connection.closed:
+                self._connection.close()
         return code
 
 

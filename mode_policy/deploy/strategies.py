@@ -134,15 +134,16 @@ class RealTimeChunking(Asynchronous):
         """Return the rest of the running chunk."""
         if not chunks:
             return None
-        rest = chunks[-1].actions[max(0, tick - chunks[-1].start) :]
+        running, passed = chunks[-1].actions, max(0, tick - chunks[-1].start)
         # What is not finite is not executed either.
-        rest = rest[: int(np.logical_and.accumulate(np.isfinite(rest).all(1)).sum())]
+        running = running[: int(np.logical_and.accumulate(np.isfinite(running).all(1)).sum())]
+        rest = running[passed:]
         if not len(rest):
             return None
         further = np.repeat(rest[-1:], self.extend, axis=0)
-        if len(rest) > 1:
+        if len(running) > 1:
             moving = list(self.positions)
-            velocity = (rest[-1] - rest[-2])[moving]
+            velocity = (running[-1] - running[-2])[moving]
             further[:, moving] += np.arange(1, self.extend + 1)[:, None] * velocity
         return Continuation(actions=np.concatenate([rest, further]), fixed=min(delay, len(rest)))
 
@@ -189,6 +190,8 @@ def make_strategy(
     Raises:
         ConfigError: if more actions shall be executed than are predicted.
     """
+    if config.execute is None and config.name == "rtc":
+        execute = min(execute, max(1, chunk // 2))  # beyond that, chunks would hardly overlap
     execute = config.execute or execute
     if execute > chunk:
         raise ConfigError(f"strategy.execute={execute}, but the policy predicts chunks of {chunk}")

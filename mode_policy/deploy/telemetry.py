@@ -31,6 +31,8 @@ HEADER = 16384
 TICKS = 2**14  # at 100 Hz, the last two and a half minutes
 CHUNKS = 64
 VERSION = 1
+#: Pages are there from the beginning, so that the loop meets none that is not; Linux alone knows this.
+PRESENT = getattr(mmap, "MAP_POPULATE", 0)
 
 CONTROL = np.dtype(
     [
@@ -126,7 +128,11 @@ class Telemetry:
         title: str = "",
         shared: bool = True,
     ) -> Telemetry:
-        """Make the rings, in a file of `runtime.folder` or, if not shared, for this process alone."""
+        """Make the rings, in a file of `runtime.folder` or, if not shared, for this process alone.
+
+        Raises:
+            ConfigError: if the names, or the rings, do not fit where they have to.
+        """
         header = {
             "version": VERSION,
             "pid": os.getpid(),
@@ -149,12 +155,20 @@ class Telemetry:
         if shared:
             runtime.clear_away()
             handle, name = tempfile.mkstemp(*runtime.name_parts(), runtime.folder())  # for its owner alone
-            os.truncate(handle, size)
-            memory = mmap.mmap(handle, size)
-            os.close(handle)
             path = Path(name)
+            try:
+                os.posix_fallocate(handle, 0, size)  # what is missing later would kill the loop
+                memory = mmap.mmap(handle, size, mmap.MAP_SHARED | PRESENT)
+            except OSError as error:
+                path.unlink()
+                raise ConfigError(
+                    f"{path.parent} has no room for {size / 1e6:.0f} MB of telemetry ({error}); free some, "
+                    "or give it more, as with --shm-size where it is a container's"
+                ) from error
+            finally:
+                os.close(handle)
         else:
-            memory = mmap.mmap(-1, size)
+            memory = mmap.mmap(-1, size, mmap.MAP_SHARED | PRESENT)
         memory[4 : 4 + len(text)] = text
         memory[:4] = len(text).to_bytes(4, "little")
         return cls(memory, path)

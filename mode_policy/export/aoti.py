@@ -6,12 +6,13 @@ a processor the products are those of the engine ``cpu``.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+from torch._inductor import aoti_compile_and_package, config
+from torch._inductor.exc import CppCompileError, InductorError
 
 from mode_policy.errors import ExportError
 from mode_policy.export.graph import ActionGraph, example_inputs, quiet, unrolled
@@ -37,21 +38,21 @@ def compile_plan(plan: InferencePlan, file: Path) -> None:
     Raises:
         ExportError: see `write_aoti`.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    compilers = [name for name in config.cpp.cxx if name]
+    if not any(map(shutil.which, compilers)):
         raise ExportError(
-            f"target=aoti needs a C++ compiler, and there is no {compiler!r}: install one (Debian: apt-get "
-            "install g++), or name it in the variable CXX"
+            f"target=aoti needs a C++ compiler, and there is no {compilers[0]!r}: install one (Debian: "
+            "apt-get install g++), or name it in the variable CXX"
         )
     graph = ActionGraph(_network(plan), unrolled).eval()
     # The compiler's files hold the weights, too: they go where they are removed.
     with tempfile.TemporaryDirectory(prefix="mode-export-") as scratch, torch.no_grad(), quiet():
         program = torch.export.export(graph, example_inputs(plan))
         try:
-            with torch._inductor.config.patch({"aot_inductor.output_path": scratch}):
-                torch._inductor.aoti_compile_and_package(program, package_path=str(file))
-        except torch._inductor.exc.InductorError as error:
-            raise ExportError(f"the compilation failed: {error}") from error
+            with config.patch({"aot_inductor.output_path": scratch}):
+                aoti_compile_and_package(program, package_path=str(file))
+        except (CppCompileError, InductorError) as error:
+            raise ExportError(f"the compilation failed: {str(error)[:2000]}") from error
 
 
 def _network(plan: InferencePlan) -> PlannedNetwork:

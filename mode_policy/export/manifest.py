@@ -3,7 +3,8 @@
 ::
 
     export/
-      manifest.json             this description
+      manifest.json             this description, with the hash of each file below
+      manifest.sha256           its own hash
       model.pt2                 target aoti: native code and weights
       model.onnx                target onnx: graph and weights (large weights in model.onnx.data)
       weights.safetensors       target weights
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,10 +28,11 @@ from torch import Tensor
 from mode_policy.config import FORBID_EXTRA, PolicyConfig, SamplerConfig, build, to_dict
 from mode_policy.errors import ConfigError, ExportError
 from mode_policy.export.machine import Machine
-from mode_policy.files import sha256, write_json
+from mode_policy.files import sha256, write_json, write_text
 
 FORMAT = 1
 DESCRIPTION = "manifest.json"
+SEAL = "manifest.sha256"
 INSTRUCTIONS = "instructions.safetensors"
 CHECK = "check.safetensors"
 
@@ -80,6 +82,13 @@ class Experts:
 
     number: int
     kept: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Experts:
+        for kept in self.kept:
+            if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < self.number:
+                raise ValueError(f"kept={list(kept)} are no experts of {self.number}, in their order")
+        return self
 
     @property
     def left_out(self) -> int:
@@ -154,8 +163,14 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``, atomically."""
+    """Write ``manifest.json`` and its hash."""
     write_json(folder / DESCRIPTION, to_dict(manifest))
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Write the hash of ``manifest.json``, in the form that ``sha256sum --check`` reads."""
+    write_text(folder / SEAL, f"{sha256(folder / DESCRIPTION)}  {DESCRIPTION}\n")
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -172,6 +187,10 @@ def read_manifest(folder: Path) -> Manifest:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise ExportError(f"{folder} is no export: it has no {DESCRIPTION}; write one with export.py")
+    if not (folder / SEAL).is_file():
+        raise ExportError(f"{folder / SEAL} is missing; copy the whole folder")
+    if (folder / SEAL).read_bytes().split()[:1] != [sha256(file).encode()]:
+        raise ExportError(f"{file} is corrupt: its SHA-256 differs from {SEAL}; copy the folder again")
     try:
         data = json.loads(file.read_text())
         if not isinstance(data, dict):

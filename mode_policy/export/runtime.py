@@ -265,7 +265,19 @@ def _onnx(file: Path, manifest: Manifest, threads: int | None) -> Model:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidGraph,
+        InvalidProtobuf,
+        NotImplemented,
+    )
+
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+        raise ExportError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}; try a newer one"
+        ) from error
     names = [array.name for array in manifest.inputs]
 
     def run(inputs: Sequence[Tensor]) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -29,6 +31,7 @@ CODECS: dict[str, list[Any]] = {
     "lz4": [BloscCodec(cname="lz4", shuffle="noshuffle")],
     "lz4+crc": [BloscCodec(cname="lz4", shuffle="noshuffle"), Crc32cCodec()],
     "blosc-zstd-bitshuffle": [BloscCodec(cname="zstd", shuffle="bitshuffle")],
+    "zstd": [ZstdCodec(level=1)],
     "zstd+crc": [ZstdCodec(level=1), Crc32cCodec()],
     "crc+crc": [Crc32cCodec(), Crc32cCodec()],
 }
@@ -142,6 +145,24 @@ def test_an_index_that_points_outside_the_file_is_refused(damaged: tuple[Path, z
     assert reader is not None
     with pytest.raises(DataError, match="points outside the file"):
         reader.read(np.array([0]))
+
+
+@pytest.mark.parametrize("declared", [100, 200, 300, 70_000, 10**8])
+def test_what_a_chunk_declares_is_checked_before_it_is_unpacked(tmp_path: Path, declared: int) -> None:
+    """A few bytes could else become as many gigabytes."""
+    images = np.zeros((1, 10, 10, 3), np.uint8)
+    array = make(tmp_path, images, 1, None, "zstd")
+    (tmp_path / "images/c/0/0/0/0").write_bytes(numcodecs.zstd.compress(bytes(declared), 1))
+    reader = frame_reader(LocalFolder(tmp_path), array)
+    assert reader is not None
+    if declared == images.nbytes:
+        np.testing.assert_array_equal(reader.read(np.array([0])), images)
+        return
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"{declared} bytes instead of 300"):
+        reader.read(np.array([0]))
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
 
 
 def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from mode_datasets import BatchSampler, DemonstrationStore, Windows, WindowSpec
 from mode_datasets.loader import HELD, BatchLoader
 from mode_datasets.windows import tensors_of
 from mode_policy.errors import ConfigError, DataError
-from mode_policy.types import Batch
+from mode_policy.types import Batch, InstructionTable
 
-from .conftest import CAMERA, WITH_IMAGES
+from .conftest import CAMERA, TASKS, WITH_IMAGES
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -131,12 +131,16 @@ def test_workers_end_with_the_process_that_was_killed(
 def test_images_in_memory_are_shared_with_workers(
     make_store: Callable[..., DemonstrationStore], start: Literal["fork", "spawn"]
 ) -> None:
-    store = make_store([9, 30, 14], WITH_IMAGES)
+    texts = tuple(task.instruction for task in TASKS)
+    table = InstructionTable(encoder="toy", instructions=texts, embeddings=torch.eye(2))
+    store = make_store([9, 30, 14], WITH_IMAGES).with_instructions(table)
     windows = Windows(store, WindowSpec(), image_keys=[CAMERA], cache_images=True)
     sampler = BatchSampler(len(windows), 8, seed=1)
     with closing(BatchLoader(windows, sampler, workers=1, start=start)) as loader:
         for step in range(6):
-            assert same(loader(step), windows.batch(sampler.indices(step)))
+            batch = loader(step)
+            assert same(batch, windows.batch(sampler.indices(step)))
+            assert batch.observation.instruction is not None
         windows._images[CAMERA].array[:] = 77  # a worker that had a copy would not see it
         assert (loader(20).observation.images[CAMERA] == 77).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,18 @@ def test_files_that_were_cut_short_are_named(path: Path, key: str, keep: float) 
     content = cut.read_bytes()
     cut.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(DataError, match=rf"'data/{key}': {cut} is corrupt or cut short"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("name", ["meta/episode_ends", f"data/{STATE}"])
+@pytest.mark.parametrize("part", ["shape", "chunks"])
+def test_arrays_that_declare_too_much_are_not_read(path: Path, name: str, part: str) -> None:
+    file = path / name / "zarr.json"
+    metadata = json.loads(file.read_text())
+    size = metadata["shape"] if part == "shape" else metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    size[0] = 10**13
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(DataError, match=rf"'{name}' .* declares .* GiB|differ in length"):
         open_store(path)
 
 

@@ -30,13 +30,13 @@ def answer(inference, tick=0, **changes):
 
 
 def test_the_policy_answers_as_in_evaluation(service):
-    """The same weights, observation and seed: the same actions, bit for bit."""
+    """The same weights, observation and seed: the same actions, to an engine's rounding."""
     state, seed = np.array([[0.2, -0.3, 0.4]], np.float32), (7, 3)
     expected = PolicyRunner(toy.policy(chunk=CHUNK, execute=EXECUTE)).act(
         [{STATE: state}], ["go left"], [seed]
     )
     (found,) = service.infer([{STATE: state, "prompt": "go left", "seed": list(seed)}])
-    np.testing.assert_array_equal(found, expected[0])
+    np.testing.assert_allclose(found, expected[0], atol=2e-6)
 
 
 def test_in_this_process(service):

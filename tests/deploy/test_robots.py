@@ -74,6 +74,7 @@ def test_a_policy_of_another_arm_is_refused(arm):
 
 def test_a_cable_that_fell_out(arm):
     robot = LeRobotRobot(arm, 30.0)
+    robot.observe()
     arm.disconnect()
     for call in (robot.observe, robot.stop, lambda: robot.act(np.zeros(3))):
         with pytest.raises(RobotError, match="could not be"):
@@ -184,9 +185,19 @@ def test_the_watchdog_connects_motors_alone_where_it_can(plugin, settings, monke
             self.arm.connected = True
 
     monkeypatch.setattr(plugin, "bus", property(Bus), raising=False)
-    lerobot_stopper({**settings, "cameras": {"front": {"type": "none"}}}, 30.0)()
+    stop = lerobot_stopper({**settings, "cameras": {"front": {"type": "none"}}}, 30.0)
+    stop()
     lines = Path(settings["diary"]).read_text().splitlines()
     assert lines == ["bus connected", "0.5000 0.5000 0.5000"]
+
+
+def test_an_arm_keeps_its_torque_when_it_is_let_go(plugin, settings):
+    """LeRobot's own default is to release it, and an arm without torque falls."""
+    with driven(RobotConfig(kind="lerobot", rate=30.0, lerobot=settings), ActionConfig(), MOTORS, 0) as arm:
+        assert arm.robot._robot.config.disable_torque_on_disconnect is False
+    asked = RobotConfig(kind="lerobot", rate=30.0, lerobot={**settings, "disable_torque_on_disconnect": True})
+    with driven(asked, ActionConfig(), MOTORS, 0) as arm:
+        assert arm.robot._robot.config.disable_torque_on_disconnect is True
 
 
 def test_a_replay_shows_the_episode_in_real_time():

@@ -91,6 +91,29 @@ def test_real_time_chunking_says_what_will_be_executed_meanwhile():
     assert strategy.continuation(0, [], delay=3) is None
 
 
+def test_a_chunk_that_ends_is_thought_to_go_on():
+    """Positions with their last velocity; all else, displacements and grippers, as it was."""
+    strategy, running = RealTimeChunking(execute=4, extend=3, positions=(0,)), chunk(10, length=8)
+    running.actions[:, 1] = 2 * np.arange(8)
+    rest = strategy.continuation(15, [running], delay=2)
+    assert rest.fixed == 2
+    np.testing.assert_array_equal(rest.actions[:, 0], [5, 6, 7, 8, 9, 10])
+    np.testing.assert_array_equal(rest.actions[:, 1], [10, 12, 14, 14, 14, 14])
+    last = strategy.continuation(17, [running], delay=5)
+    assert last.fixed == 1, "what is thought to follow is not executed"
+    np.testing.assert_array_equal(last.actions[:, 0], [7, 8, 9, 10])
+    assert strategy.continuation(18, [running], delay=5) is None
+
+
+def test_what_is_not_finite_is_not_continued():
+    strategy, running = RealTimeChunking(execute=4, extend=2), chunk(0, length=8)
+    running.actions[3] = np.nan
+    rest = strategy.continuation(1, [running], delay=5)
+    assert (rest.fixed, len(rest.actions)) == (2, 2 + 2)
+    assert np.isfinite(rest.actions).all()
+    assert strategy.continuation(3, [running], delay=1) is None
+
+
 def test_ensembling_averages_what_is_said_about_a_tick():
     strategy = TemporalEnsembling(decay=0.5, every=1, keep=3)
     chunks = [chunk(0, offset=0), chunk(1, offset=10), chunk(2, offset=20)]
@@ -115,7 +138,13 @@ def test_delays_are_estimated_by_the_longest_recent_one():
 
 
 def test_configuration():
-    assert make_strategy(StrategyConfig(), 10, 8) == RealTimeChunking(execute=8)
+    assert make_strategy(StrategyConfig(), 10, 8, (0, 1)) == RealTimeChunking(
+        execute=5, extend=3, positions=(0, 1)
+    )
+    assert make_strategy(StrategyConfig(execute=8, extend=0), 10, 8) == RealTimeChunking(execute=8)
+    assert make_strategy(StrategyConfig(), 10, 3).execute == 3
+    assert make_strategy(StrategyConfig(), 1, 1).execute == 1
+    assert make_strategy(StrategyConfig(name="asynchronous"), 10, 8) == Asynchronous(execute=8)
     assert make_strategy(StrategyConfig(name="synchronous", execute=3), 10, 8) == Synchronous(execute=3)
     assert make_strategy(StrategyConfig(name="ensembling", every=3), 10, 8).keep == 4
     with pytest.raises(ConfigError, match=r"execute=11, but the policy predicts chunks of 10"):

@@ -110,6 +110,22 @@ def test_names_that_do_not_fit_are_refused():
         Telemetry.create(rate=1.0, actions=["x" * 20000], shared=False)
 
 
+def test_memory_that_is_full_is_noticed_before_the_run(tmp_path, monkeypatch):
+    """Found out later, it would kill the process in the middle of a tick."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small memory cannot be mounted here; that takes root")
+    monkeypatch.setattr("mode_policy.deploy.runtime.folder", lambda: tmp_path)
+    try:
+        with pytest.raises(ConfigError, match=r"has no room for \d+ MB of telemetry .*No space left"):
+            Telemetry.create(rate=1.0, actions=["x"])
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def test_there_may_be_no_loop(tmp_path, monkeypatch):
     monkeypatch.setattr("mode_policy.deploy.runtime.folder", lambda: tmp_path)
     with pytest.raises(ConfigError, match="no control loop runs here"):

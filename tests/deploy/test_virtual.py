@@ -23,7 +23,7 @@ RATE = 25.0
 
 
 def spec(**changes):
-    return RealtimeSpec(env_id=point_env.ID, rate=RATE, **({"measured": (0, 1)} | changes))
+    return RealtimeSpec(env_id=point_env.ID, **({"measured": (0, 1), "rate": RATE} | changes))
 
 
 def loop(*overrides):

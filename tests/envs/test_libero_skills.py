@@ -70,9 +70,10 @@ def test_fingers_close_across_the_narrow_side_of_a_box():
         assert grasp.hand.rotation[2, 2] == pytest.approx(-1)
 
 
-def test_what_is_wider_than_the_hand_is_held_only_by_its_walls():
+def test_what_is_wider_than_the_hand_is_held_by_its_corners_or_walls():
     rng = np.random.default_rng(0)
-    assert propose(box(0.12, 0.12, 0.05), POINTING_DOWN, rng) == []
+    solid = propose(box(0.12, 0.12, 0.05), POINTING_DOWN, rng)
+    assert all(grasp.width < 0.08 for grasp in solid)
     walls = [box(0.12, 0.004, 0.05, at=(0.0, y, 0.0)) for y in (-0.06, 0.06)]
     tray = Boxes(*(np.concatenate([getattr(w, a) for w in walls]) for a in ("center", "rotation", "half")))
     grasps = propose(tray, POINTING_DOWN, rng)
@@ -118,8 +119,8 @@ def stage():
 def test_an_observation_is_enough_to_rebuild_the_scene(stage):
     env, scene, _, _, _ = stage
     truth = env.unwrapped._data
-    assert np.abs(scene.data.geom_xpos - truth.geom_xpos).max() < 1e-5
-    assert np.abs(scene.data.site_xpos - truth.site_xpos).max() < 1e-5
+    assert np.abs(scene.data.geom_xpos - truth.geom_xpos).max() < 1e-4
+    assert np.abs(scene.data.site_xpos - truth.site_xpos).max() < 1e-4
     assert scene.goal == env.unwrapped.goal
 
 
@@ -164,7 +165,8 @@ def test_an_object_at_rest_where_it_is_put_satisfies_the_predicate(stage):
 
 @needs_libero
 def test_a_joint_carries_what_is_fixed_to_it(stage):
-    from mode_envs.libero_skills.joints import carried, target_value
+    from mode_envs.libero_skills.joints import target_value
+    from mode_envs.libero_skills.pushes import carried
 
     _, scene, _, _, _ = stage
     predicate = ["close", "white_cabinet_1_bottom_region"]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import config
 
 from mode_policy.diffusion.prefix import Prefix
 from mode_policy.errors import ExportError, PlanError
-from mode_policy.export.manifest import hashes, read_manifest, write_manifest
+from mode_policy.export.manifest import hashes, read_manifest, seal, write_manifest
 from mode_policy.export.runtime import load
 from mode_policy.export.write import ExportOptions, export, verify
 from mode_policy.inference.aoti import AotiEngine
@@ -36,6 +37,7 @@ def describe(folder: Path, **changes) -> None:
     """Change the manifest."""
     file = folder / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    seal(folder)
 
 
 @pytest.mark.slow
@@ -131,20 +133,28 @@ def test_the_engine_equals_the_plan() -> None:
         engine.act(toy.batch(3, 3).observation)
 
 
-def test_a_missing_compiler_is_named(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ExportError, match="needs a C\\+\\+ compiler, and there is no 'no-such-compiler'"):
+def test_a_missing_compiler_is_named(tmp_path) -> None:
+    with (
+        config.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler, and there is no 'no-such-compiler'"),
+    ):
         export(trained(), tmp_path / "export", ExportOptions(target="aoti"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_compilation_that_fails_leaves_nothing(tmp_path, monkeypatch) -> None:
-    """/bin/false takes the place of the compiler."""
-    monkeypatch.setenv("CXX", "/bin/false")
-    with pytest.raises(ExportError, match="the compilation failed"):
+def test_a_compilation_that_fails_leaves_nothing(tmp_path) -> None:
+    failing = tmp_path / "g++"
+    failing.write_text(
+        "#!/bin/sh\necho 'g++ (made up) 12.2'\nfor a; do [ $a = -c ] && exit 1; done; exit 0\n"
+    )
+    failing.chmod(0o755)
+    with (
+        config.patch({"cpp.cxx": (None, str(failing))}),
+        pytest.raises(ExportError, match="the compilation failed"),
+    ):
         export(trained(sampler={"steps": 1}), tmp_path / "export", ExportOptions(target="aoti"))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [failing]
 
 
 @pytest.mark.slow

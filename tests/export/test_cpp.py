@@ -153,6 +153,9 @@ def test_a_corrupt_folder_is_refused(program, copied) -> None:
     refused(act(program, copied), "model.pt2 is corrupt: its SHA-256 differs")
     (copied / "model.pt2").unlink()
     refused(act(program, copied), "model.pt2 is missing; copy the whole folder")
+    text = (copied / "manifest.json").read_text()
+    (copied / "manifest.json").write_text(text.replace("0.5", "0.6", 1))
+    refused(act(program, copied), "manifest.json is corrupt: its SHA-256 differs")
 
 
 @pytest.mark.parametrize(

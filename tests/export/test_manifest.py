@@ -14,6 +14,7 @@ from mode_policy.export.manifest import (
     check_files,
     read_manifest,
     read_tensors,
+    seal,
     write_manifest,
 )
 from mode_policy.export.runtime import load
@@ -22,6 +23,7 @@ from mode_policy.export.runtime import load
 def change(folder, **changes) -> None:
     file = folder / DESCRIPTION
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    seal(folder)
 
 
 def test_it_says_what_the_policy_is(weights_export) -> None:
@@ -72,6 +74,7 @@ def test_a_folder_without_one_is_no_export(tmp_path) -> None:
 )
 def test_damage_is_named(damaged, text: str, words: str) -> None:
     (damaged / DESCRIPTION).write_bytes(text.encode("latin-1"))
+    seal(damaged)
     with pytest.raises(ExportError, match=rf"manifest\.json is damaged.*{words}|{words}"):
         load(damaged)
 
@@ -103,9 +106,24 @@ def test_a_corrupt_file_is_named(damaged, name: str) -> None:
         load(damaged)
 
 
-def test_a_missing_file_is_named(damaged) -> None:
-    (damaged / "weights.safetensors").unlink()
-    with pytest.raises(ExportError, match=r"weights.safetensors is missing; copy the whole folder"):
+def test_a_corrupt_manifest_is_named(damaged) -> None:
+    text = (damaged / DESCRIPTION).read_text()
+    (damaged / DESCRIPTION).write_text(text.replace("0.5", "0.6", 1))
+    with pytest.raises(ExportError, match=r"manifest.json is corrupt: its SHA-256 differs"):
+        load(damaged)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.sha256"])
+def test_a_missing_file_is_named(damaged, name: str) -> None:
+    (damaged / name).unlink()
+    with pytest.raises(ExportError, match=rf"{name} is missing; copy the whole folder"):
+        load(damaged)
+
+
+@pytest.mark.parametrize("kept", [[[0, 4], [0, 1]], [[], [0, 1]], [[1, 0], [0, 1]], [[-1, 0], [0, 1]]])
+def test_experts_that_cannot_be_are_refused(damaged, kept) -> None:
+    change(damaged, experts={"number": 4, "kept": kept})
+    with pytest.raises(ExportError, match=r"are no experts of 4, in their order"):
         load(damaged)
 
 

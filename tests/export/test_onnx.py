@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from mode_policy.diffusion.prefix import Prefix
 from mode_policy.errors import ExportError
+from mode_policy.export.manifest import hashes, read_manifest, write_manifest
 from mode_policy.export.runtime import load
 from mode_policy.export.write import ExportOptions, export, verify
 from tests import toy
@@ -58,8 +61,8 @@ def test_it_needs_little_of_the_package(onnx_export) -> None:
     assert parts_in_use(onnx_export) == ["[]", "[]"]
 
 
-def test_it_runs_where_it_is_loaded_only_on_processors(onnx_export) -> None:
-    with pytest.raises(ExportError, match="was exported for cpu; export it with device=cuda"):
+def test_it_runs_on_processors_alone(onnx_export) -> None:
+    with pytest.raises(ExportError, match="was exported for cpu; export it again with device=cuda"):
         load(onnx_export, device="cuda")
 
 
@@ -75,6 +78,15 @@ def test_a_missing_runtime_is_named(onnx_export, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ExportError, match="run in ONNX Runtime: pip install onnxruntime"):
         load(onnx_export)
+
+
+def test_a_graph_that_cannot_be_loaded_is_named(onnx_export, tmp_path) -> None:
+    folder = Path(shutil.copytree(onnx_export, tmp_path / "export"))
+    (folder / "model.onnx").write_bytes(b"no graph")
+    manifest = read_manifest(folder)
+    write_manifest(folder, replace(manifest, sha256=hashes(folder, manifest.sha256)))
+    with pytest.raises(ExportError, match=r"ONNX Runtime .* cannot load .*model\.onnx"):
+        load(folder)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore", *arguments],
+        [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "-W", "ignore", *arguments],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -52,7 +52,17 @@ def test_without_the_interpreter_and_a_gpu_nothing_is_collected():
         "CUDA_VISIBLE_DEVICES": ""
     }
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", str(FOLDER)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            "--collect-only",
+            "-q",
+            str(FOLDER),
+        ],
         cwd=ROOT,
         env=environment,
         capture_output=True,

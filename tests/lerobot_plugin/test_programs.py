@@ -184,3 +184,21 @@ def test_evaluation_in_libero(
     size = ("--env.observation_height=96", "--env.observation_width=96")
     found = evaluate_apart(offline_environment | opengl | libero, policy, tmp_path / "out", *flags, *size)
     assert found["overall"]["n_episodes"] == 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(
+    dataset: Path, tmp_path: Path, offline_environment: dict[str, str]
+) -> None:
+    launch = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1")
+    more = ("--mixed_precision=no", "--dynamo_backend=no", "-m", "lerobot.scripts.lerobot_train")
+    done = subprocess.run(
+        [sys.executable, *launch, *more, *arguments(dataset, tmp_path / "run", "--steps=2")],
+        env=offline_environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Effective batch size: 4 x 2 = 8" in done.stderr
+    assert int(load_file(tmp_path / "run" / LAST / "model.safetensors")["ema_updates"]) == 2

@@ -18,7 +18,7 @@ def test_metrics_survive_a_cut_last_line(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     assert list((tmp_path / "tensorboard").iterdir())
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is not JSON"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 2 is no record"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 

@@ -64,7 +64,7 @@ class Arm:
             mujoco.mj_jacSite(scene.model, data, jacobian[:3], jacobian[3:], scene.hand_site)
             J = jacobian[:, self._dofs]
             error = np.concatenate([shift, turn])
-            error *= min(1.0, 0.5 / max(np.linalg.norm(error), 1e-9))
+            error *= min(1.0, 0.5 / max(float(np.linalg.norm(error)), 1e-9))
             angles = angles + J.T @ np.linalg.solve(J @ J.T + _DAMPING**2 * np.eye(6), error)
             angles = np.clip(angles, self._low, self._high)
         return None

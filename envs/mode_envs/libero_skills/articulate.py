@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 
-from mode_envs.libero_skills.joints import JointWay, carried, target_value, ways
+from mode_envs.libero_skills.joints import JointWay, target_value, ways
 from mode_envs.libero_skills.motion import CLOSED, OPEN, Actions, Context, follow, hold
 from mode_envs.libero_skills.poses import Pose
+from mode_envs.libero_skills.pushes import carried
 from mode_envs.libero_skills.routes import UP, route, way_out
 from mode_envs.libero_skills.scene import Predicate
 

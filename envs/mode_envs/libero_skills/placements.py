@@ -21,6 +21,7 @@ _ROOM = 0.006  # m around an object that can be put down with ease
 _TIGHT = 0.5  # cost of less
 _ON_TOP = 0.10  # m above a region that still count as on it
 _SPREAD = (0.0, 0.35, -0.35, 0.7, -0.7)  # of a region's half sizes
+_SIDE = 0.65  # of a region's half size, for objects that share it
 _NEAR = (0.0, 0.01, -0.01)  # m from the middle of an object
 _TURNS = tuple(math.radians(a) for a in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180))
 
@@ -54,7 +55,7 @@ def rests(
     name, target = predicate[1], predicate[2]
     region = scene.region(target)
     now = scene.pose(name)
-    spots = _spots_on_object(scene, target, rng) if region is None else _spots_in(scene, *region, rng)
+    spots = _spots_on_object(scene, target, rng) if region is None else _spots_in(scene, predicate, rng)
     candidates = []
     frame = (
         scene.pose(scene.owner_of_region(target)).rotation
@@ -131,13 +132,30 @@ def _spots_on_object(scene: Scene, target: str, rng: np.random.Generator) -> lis
     return spots
 
 
-def _spots_in(scene: Scene, site: int, size: np.ndarray, rng: np.random.Generator) -> list[Spot]:
-    pose = scene.site(site)
-    extent = np.abs(pose.rotation @ size)
-    heights = (float(pose.position[2] - extent[2]) - 0.03, float(pose.position[2] + extent[2]) + _ON_TOP)
+def _spots_in(scene: Scene, predicate: Predicate, rng: np.random.Generator) -> list[Spot]:
+    region = scene.region(predicate[2])
+    assert region is not None
+    pose, extent = scene.site(region[0]), np.abs(scene.site(region[0]).rotation @ region[1])
+    top = pose.position[2] + extent[2] + (_ON_TOP if predicate[0] == "on" else 0.0)
+    heights = (float(pose.position[2] - extent[2]) - 0.03, float(top))
+    wished = _share(scene, predicate) * extent[:2]
     spots = []
     for x in _SPREAD:
         for y in _SPREAD:
             shift = (np.array([x, y]) + rng.normal(0.0, 0.05, 2)) * extent[:2]
-            spots.append((pose.position[:2] + shift, heights, 6 * float(np.linalg.norm(shift))))
+            spots.append((pose.position[:2] + shift, heights, 6 * float(np.linalg.norm(shift - wished))))
     return spots
+
+
+def _share(scene: Scene, predicate: Predicate) -> np.ndarray:
+    """Return where in a region an object should stand, ``(2,)`` in its half sizes, to leave others room.
+
+    Objects that the goal wants in the same region stand side by side.
+    """
+    sharing = [p[1] for p in scene.goal if p[0] == predicate[0] and p[-1] == predicate[2]]
+    share = np.zeros(2)
+    if len(sharing) > 1 and predicate[1] in sharing:
+        corners = scene.boxes(scene.geoms(predicate[1])).corners()
+        narrow = int(np.argmin(np.ptp(corners[:, :2], axis=0)))
+        share[narrow] = _SIDE * (2 * sharing.index(predicate[1]) / (len(sharing) - 1) - 1)
+    return share

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mode_envs.libero_skills.articulate import articulate
 from mode_envs.libero_skills.carry import carry
 from mode_envs.libero_skills.motion import Actions, Context
 from mode_envs.libero_skills.scene import Predicate, Scene
 
 _MOVING = ("on", "in")
+_PROGRESS = 0.02  # m or rad
 _ATTEMPTS = 8  # at a goal
 _IDLE = 2  # attempts that found nothing to do, after which there is no use in others
 
@@ -23,13 +26,21 @@ def pursue(context: Context) -> Actions:
             return True
         predicate = _needed_first(scene, pending[0])
         key = " ".join(predicate)
-        tried = context.steps
+        steps, joints = context.steps, _joint_values(scene, predicate)
         yield from achieve(context, predicate, tries.get(key, 0))
-        tries[key] = tries.get(key, 0) + 1
-        idle = idle + 1 if context.steps == tried else 0
+        moved = np.abs(_joint_values(scene, predicate) - joints).max(initial=0.0)
+        # What went a part of the way may go on as it began.
+        tries[key] = 0 if moved > _PROGRESS else tries.get(key, 0) + 1
+        idle = idle + 1 if context.steps == steps else 0
         if idle == _IDLE:
             break
     return False
+
+
+def _joint_values(scene: Scene, predicate: Predicate) -> np.ndarray:
+    return np.array(
+        [] if predicate[0] in _MOVING else [scene.joint_value(j) for j in scene.joints(predicate[1])]
+    )
 
 
 def achieve(context: Context, predicate: Predicate, attempt: int) -> Actions:

@@ -7,10 +7,11 @@ been read once before the clock starts, so what is measured is reading and decod
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,26 +77,20 @@ def run(config: DataBench, say: Callable[[str], None]) -> list[Row]:
         spec = WindowSpec(chunk=config.chunk)
         for profile in ("train", "jpeg", "archive"):
             say(f"our store, profile {profile}")
-            store = _ours(folder / f"{profile}.zarr", source, profile)
-            size = disk_usage(folder / f"{profile}.zarr") / 1e6
+            path = folder / f"{profile}.zarr"
+            store = _ours(path, source, profile)
             for cached in (False, True) if profile == "train" else (False,):
                 windows = _windows(store, spec, cached)
-                for workers in (0, 2) if profile == "train" and not cached else (0,):
-                    with _loading(windows, config.batch, workers) as fetch:
-                        rate = _rate(fetch, config.batch, config.seconds)
-                    reader = f"ours, {profile}" + (", in memory" if cached else "")
-                    rows.append(
-                        {"reader": reader, "workers": workers, "windows_per_s": rate, "megabytes": size}
-                    )
+                for workers in (0, 2) if profile == "train" else (0,):
+                    name = f"ours, {profile}" + (", in memory" if cached else "")
+                    row = {"reader": name, "workers": workers, "megabytes": _megabytes(path)}
+                    rows.append(row | _measured(_loading(windows, config.batch, workers), config))
         rows.append(_plain_zarr(folder / "train.zarr", source, config))
         if config.others:
             rows += _hdf5(folder, source, config, say)
             rows += _lerobot(folder, source, config, say)
-    best = next(r["windows_per_s"] for r in rows if r["reader"] == "ours, train")
-    for row in rows:
-        row["ours_over_it"] = round(best / row["windows_per_s"], 2)
-        row["windows_per_s"], row["megabytes"] = round(row["windows_per_s"]), round(row["megabytes"], 1)
-    return rows
+    best = rows[0]["windows_per_s"]
+    return [row | {"ours_over_it": round(best / row["windows_per_s"], 2)} for row in rows]
 
 
 def _made_up(path: Path, episodes: int) -> DemonstrationStore:
@@ -144,15 +139,39 @@ def _loading(windows: Windows, batch: int, workers: int) -> Iterator[Callable[[i
         yield loader
 
 
-def _rate(fetch: Callable[[int], object], batch: int, seconds: float, warm_up: int = 5) -> float:
-    """Windows per second of fetching batch after batch."""
-    for step in range(warm_up):
-        fetch(step)
-    start, step = time.perf_counter(), warm_up
-    while (passed := time.perf_counter() - start) < seconds:
-        fetch(step)
-        step += 1
-    return (step - warm_up) * batch / passed
+def _measured(
+    reader: AbstractContextManager[Callable[[int], object]],
+    config: DataBench,
+    batch: int | None = None,
+    warm_up: int = 5,
+) -> Row:
+    """Fetch batch after batch: windows a second, and milliseconds of processor time for a thousand windows.
+
+    The latter counts all processes; unlike the former, it hardly depends on what else the machine does.
+    """
+    batch = batch or config.batch
+    before = _processor_seconds()
+    with reader as fetch:
+        for step in range(warm_up):
+            fetch(step)
+        start, step = time.perf_counter(), warm_up
+        while (passed := time.perf_counter() - start) < config.seconds:
+            fetch(step)
+            step += 1
+    return {
+        "windows_per_s": round((step - warm_up) * batch / passed),
+        "cpu_ms_per_1000": round(1e6 * (_processor_seconds() - before) / (step * batch), 1),
+    }
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those that it started and that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime
+
+
+def _megabytes(path: Path) -> float:
+    return round((disk_usage(path) if path.is_dir() else path.stat().st_size) / 1e6, 1)
 
 
 def _random_steps(source: DemonstrationStore, batch: int) -> Callable[[int], np.ndarray]:
@@ -174,13 +193,8 @@ def _plain_zarr(path: Path, source: DemonstrationStore, config: DataBench) -> Ro
                 assert isinstance(array, zarr.Array)
                 array[step : step + config.chunk] if key == ACTION else array[step]
 
-    rate = _rate(fetch, config.batch, config.seconds, warm_up=0)
-    return {
-        "reader": "zarr, same store",
-        "workers": 0,
-        "windows_per_s": rate,
-        "megabytes": disk_usage(path) / 1e6,
-    }
+    row = {"reader": "zarr, same store", "workers": 0, "megabytes": _megabytes(path)}
+    return row | _measured(nullcontext(fetch), config, warm_up=1)
 
 
 def _write(sink: Sink, source: DemonstrationStore) -> None:
@@ -216,9 +230,8 @@ def _hdf5(
                     array[step]
                 actions[episode][step : step + config.chunk]
 
-        rate = _rate(fetch, config.batch, config.seconds)
-    size = path.stat().st_size / 1e6
-    return [{"reader": "robomimic HDF5, h5py", "workers": 0, "windows_per_s": rate, "megabytes": size}]
+        row = {"reader": "robomimic HDF5, h5py", "workers": 0, "megabytes": _megabytes(path)}
+        return [row | _measured(nullcontext(fetch), config)]
 
 
 def _lerobot(
@@ -244,13 +257,6 @@ def _lerobot(
             for step in steps(number)[:8]:
                 dataset[int(step)]
 
-        rate = _rate(fetch, 8, config.seconds, warm_up=1)
-        rows.append(
-            {
-                "reader": f"LeRobotDataset, {kind}",
-                "workers": 0,
-                "windows_per_s": rate,
-                "megabytes": disk_usage(path) / 1e6,
-            }
-        )
+        row = {"reader": f"LeRobotDataset, {kind}", "workers": 0, "megabytes": _megabytes(path)}
+        rows.append(row | _measured(nullcontext(fetch), config, batch=8, warm_up=1))
     return rows

@@ -58,6 +58,14 @@ void check_machine(const Json& made_for, const std::string& torch_version) {
   }
 }
 
+void check_seal(const fs::path& folder) {
+  const fs::path file = folder / "manifest.json";
+  const std::string hash = sha256(file);
+  if (read_text(folder / "manifest.sha256").substr(0, hash.size()) != hash) {
+    throw Error(file.string() + " is corrupt: its SHA-256 differs from manifest.sha256; copy the folder again");
+  }
+}
+
 void check_files(const fs::path& folder, const Json& hashes) {
   for (const auto& [name, hash] : hashes.object()) {
     const fs::path file = folder / name;
@@ -79,6 +87,7 @@ std::string text(const std::vector<std::int64_t>& shape) {
 }
 
 Manifest parse(const fs::path& folder, const std::string& torch_version) {
+  check_seal(folder);
   const Json data = Json::parse(read_text(folder / "manifest.json"));
   if (data.at("format").integer() > kFormat) {
     throw Error("it has format " + std::to_string(data.at("format").integer()) + ", this program reads up to " +

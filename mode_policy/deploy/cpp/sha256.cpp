@@ -51,7 +51,7 @@ void compress(State& state, const unsigned char* block) {
 
 std::string sha256(const std::filesystem::path& file) {
   std::ifstream stream(file, std::ios::binary);
-  if (!stream) throw Error(file.string() + " cannot be read");
+  if (!stream) throw Error(file.string() + " cannot be read; is " + file.parent_path().string() + " an export?");
   State state = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   std::vector<unsigned char> buffer(1 << 20);  // a multiple of 64

@@ -30,6 +30,9 @@ from mode_policy.errors import ConfigError, ModePolicyError
 
 log = logging.getLogger("mode_policy.server")
 
+#: Seconds that connections get to close; also, in the end, those that were never opened.
+LEAVING = 2
+
 
 class RefusedError(Exception):
     """A session that is ended: the reason for the metrics, what the client is told, and the close code."""
@@ -70,11 +73,11 @@ class PolicyServer:
         """
         batching = asyncio.create_task(self._batcher.run())
         try:
-            async with await self._listen() as server:
-                self.port = next(iter(server.sockets)).getsockname()[1]
-                self._started.set()
-                await self._draining.wait()
-                await self._finish(server)
+            server = await self._listen()
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            self._started.set()
+            await self._draining.wait()
+            await self._finish(server)
         finally:
             batching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -115,7 +118,7 @@ class PolicyServer:
                 max_size=int(config.max_message_mb * 2**20),
                 max_queue=2,
                 open_timeout=10,
-                close_timeout=2,
+                close_timeout=LEAVING,
                 logger=quiet,
             )
         except OSError as error:
@@ -130,6 +133,9 @@ class PolicyServer:
         while self._open and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         server.close()
+        with contextlib.suppress(TimeoutError):  # of clients that hang in their handshake
+            async with asyncio.timeout(LEAVING):
+                await server.wait_closed()
 
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain requests; let sessions through to the handshake."""

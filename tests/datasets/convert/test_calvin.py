@@ -51,16 +51,19 @@ def annotations() -> dict:
     }
 
 
-@pytest.fixture
-def calvin(tmp_path: Path) -> Path:
-    """A training split of sixteen steps."""
-    folder = tmp_path / "task_D_D" / "training"
+def write_split(folder: Path) -> Path:
     (folder / "lang_annotations").mkdir(parents=True)
     for i in range(FIRST, LAST + 1):
         np.savez_compressed(folder / f"episode_{i:07d}.npz", **step(i))
     np.save(folder / "ep_start_end_ids.npy", np.array([[FIRST, 17], [18, LAST]]))
     np.save(folder / "lang_annotations" / "auto_lang_ann.npy", annotations())
-    return folder.parent
+    return folder
+
+
+@pytest.fixture
+def calvin(tmp_path: Path) -> Path:
+    """A training split of sixteen steps."""
+    return write_split(tmp_path / "task_D_D" / "training").parent
 
 
 def test_each_described_span_is_an_episode(calvin: Path, tmp_path: Path) -> None:

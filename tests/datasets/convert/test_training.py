@@ -1,7 +1,11 @@
-"""Push-T, a collection of Meta-World and LIBERO's files all reach training through the same path."""
+"""Data of every format reach training with the two commands that the documentation gives for it."""
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,90 +13,145 @@ import pytest
 import torch
 import zarr
 
-from mode_datasets import DemonstrationStore, Windows, WindowSpec, open_store
-from mode_policy.config import PolicyConfig, build
-from mode_policy.policy import MoDEPolicy
-from mode_policy.types import ACTION, STATE, Episode, Feature, InstructionTable, Task
+from mode_policy.apps.cli import compose, to_plain
+from mode_policy.apps.config import TrainConfig
+from mode_policy.apps.data import main
+from mode_policy.apps.train import run
+from mode_policy.checkpoint import load_policy
+from mode_policy.config import build
+from mode_policy.types import ACTION, IMAGE_PREFIX, Feature, Observation
 
-from ..conftest import write
-from .conftest import Arrays, to_store
+from ..conftest import VECTORS, make_episodes, write
+from .conftest import libero_attributes, libero_demo, write_hdf5
 
-POLICY = {
-    "chunk": 8,
-    "execute": 8,
-    "history": 2,
-    "vision": {"width": 8, "size": 32},
-    "denoiser": {"dim": 16, "num_layers": 2, "num_heads": 2},
+GUIDE = Path(__file__).parents[3] / "docs" / "data.md"
+COMMANDS = re.findall(
+    r"```\n(mode-data convert [^\n]+)\n(uv run train.py task=demonstrations [^\n]+)\n```", GUIDE.read_text()
+)
+
+#: One step of the smallest network.
+TINY = (
+    "model=debug",
+    "vision=tiny",
+    "policy.language=null",
+    "trainer.minutes=null",
+    "trainer.steps=1",
+    "trainer.batch_size=4",
+    "trainer.validation_batches=1",
+    "trainer.device=cpu",
+    "trainer.tensorboard=false",
+    "dataset.workers=0",
+)
+
+
+def libero(path: Path) -> None:
+    demos = [libero_demo(6, np.random.default_rng(i)) for i in range(2)]
+    write_hdf5(path / "open_the_drawer_demo.hdf5", demos, libero_attributes("open the drawer"))
+
+
+def robomimic(path: Path) -> None:
+    rng = np.random.default_rng(0)
+    demo = {
+        "actions": rng.uniform(-1, 1, (6, 7)),
+        "obs/robot0_eef_pos": rng.normal(size=(6, 3)),
+        "obs/agentview_image": rng.integers(0, 256, (6, 16, 16, 3), dtype=np.uint8),
+    }
+    settings = {"env_name": "PickPlaceCan", "type": 1, "env_kwargs": {"control_freq": 20}}
+    write_hdf5(path, [demo] * 2, {"env_args": json.dumps(settings)})
+
+
+def lerobot(path: Path) -> None:
+    pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    from .test_lerobot import write_dataset
+
+    write_dataset(path, use_videos=False)
+
+
+def replay_buffer(path: Path) -> None:
+    from .test_replay_buffer import zipped
+
+    rng = np.random.default_rng(0)
+    group = zarr.create_group(str(path.with_suffix("")), zarr_format=2)
+    arrays = {
+        "data/img": rng.integers(0, 256, (10, 16, 16, 3)).astype(np.float32),
+        "data/state": rng.normal(size=(10, 5)).astype(np.float32),
+        "data/action": rng.normal(size=(10, 2)).astype(np.float32),
+        "meta/episode_ends": np.array([6, 10]),
+    }
+    for name, x in arrays.items():
+        group.create_array(name, data=x)
+    zipped(path.with_suffix(""))
+    path.with_suffix("").rename(path.parent / "unpacked")
+
+
+def calvin(path: Path) -> None:
+    from .test_calvin import write_split
+
+    write_split(path / "training")
+
+
+def rlds(path: Path) -> None:
+    from .test_rlds import write_dataset
+
+    written = write_dataset(path.parent / "built", camera="image_0")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written.rename(path)
+
+
+def mcap(path: Path) -> None:
+    pytest.importorskip("mcap_ros2.writer")
+    from .test_mcap import write_bag
+
+    for name in ("one", "two"):
+        write_bag(path / f"{name}.mcap")
+
+
+def store(path: Path) -> None:
+    features = {**VECTORS, f"{IMAGE_PREFIX}front": Feature(shape=(16, 16, 3), dtype="uint8")}
+    write(path, make_episodes([5, 6], features), features)
+
+
+SOURCES: dict[str, Callable[[Path], None]] = {
+    "libero_90": libero,
+    "can.hdf5": robomimic,
+    "my_lerobot_dataset": lerobot,
+    "pusht.zarr.zip": replay_buffer,
+    "task_ABC_D": calvin,
+    "bridge_dataset/1.0.0": rlds,
+    "bags": mcap,
+    "mine.zarr": store,
 }
 
 
-@pytest.fixture
-def push_t(tmp_path: Path, pusht_path: Path) -> DemonstrationStore:
-    """The first two real demonstrations, converted with their images."""
-    published = zarr.open_group(str(pusht_path), mode="r")
-    ends = np.asarray(published["meta/episode_ends"][:2])
-    group = zarr.create_group(str(tmp_path / "pusht.zarr"), zarr_format=2)
-    for name in ("img", "state", "action"):
-        group.create_array(
-            f"data/{name}",
-            data=published[f"data/{name}"][: ends[-1]],
-            chunks=(161, *published[f"data/{name}"].shape[1:]),
-        )
-    group.create_array("meta/episode_ends", data=ends)
-    return to_store(
-        tmp_path / "pusht.zarr", tmp_path / "push_t.zarr", fps=10.0, instruction="push the T onto its target"
+def test_every_format_is_shown() -> None:
+    assert [shlex.split(convert)[2] for convert, _ in COMMANDS] == list(SOURCES)
+
+
+@pytest.mark.parametrize(("convert", "train"), COMMANDS, ids=list(SOURCES))
+def test_two_commands_lead_to_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convert: str, train: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = shlex.split(convert)[2]
+    SOURCES[source](tmp_path / source)
+    main(shlex.split(convert)[1:])
+    data = to_plain(compose("train", [*shlex.split(train)[3:], *TINY]))
+    config = build(TrainConfig, data)
+    run(config, tmp_path / "run", data)
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "last")
+    observation = Observation(
+        states={
+            key: torch.zeros(1, 1, *feature.shape)
+            for key, feature in policy.features.items()
+            if key != ACTION and not key.startswith(IMAGE_PREFIX)
+        },
+        images={
+            IMAGE_PREFIX + name: torch.zeros(
+                1, 1, *policy.features[IMAGE_PREFIX + name].shape, dtype=torch.uint8
+            )
+            for name in config.policy.cameras
+        },
     )
-
-
-@pytest.fixture
-def meta_world(tmp_path: Path) -> DemonstrationStore:
-    """A collection with Meta-World's dimensions, converted to another profile's store."""
-    rng = np.random.default_rng(0)
-    features = {STATE: Feature(shape=(39,)), ACTION: Feature(shape=(4,))}
-    task = Task(name="reach-v3", instruction="Reach the goal")
-    episodes = [
-        Episode(
-            arrays={k: rng.normal(size=(20, *f.shape)).astype(np.float32) for k, f in features.items()},
-            task=task,
-            seed=i,
-        )
-        for i in range(3)
-    ]
-    write(tmp_path / "collected.zarr", episodes, features, fps=80.0)
-    return to_store(tmp_path / "collected.zarr", tmp_path / "meta_world.zarr")
-
-
-@pytest.fixture
-def libero_store(tmp_path: Path, libero: tuple[Path, dict[str, list[Arrays]]]) -> DemonstrationStore:
-    return to_store(libero[0], tmp_path / "libero.zarr")
-
-
-@pytest.mark.parametrize(
-    ("name", "cameras"),
-    [("push_t", ["img"]), ("meta_world", []), ("libero_store", ["agentview", "eye_in_hand"])],
-)
-def test_converted_data_train(name: str, cameras: list[str], request: pytest.FixtureRequest) -> None:
-    store: DemonstrationStore = request.getfixturevalue(name)
-    store = open_store(store.location.path)
-    texts = tuple(task.instruction for task in store.tasks)
-    embeddings = torch.nn.functional.normalize(torch.randn(len(texts), 8), dim=1)
-    store = store.with_instructions(
-        InstructionTable(encoder="minilm-l6-v2", instructions=texts, embeddings=embeddings)
-    )
-    keys = [f"observation.images.{camera}" for camera in cameras]
-    windows = Windows(store, WindowSpec(history=2, chunk=8), image_keys=keys)
-    batch = windows.batch(np.arange(0, len(windows), 5))
-    for key in keys:
-        images = batch.observation.images[key]
-        assert images.dtype == torch.uint8
-        assert images.shape == (len(images), 2, *store.features[key].shape)
-        assert images.float().std() > 1
-    policy = MoDEPolicy(
-        build(PolicyConfig, {**POLICY, "cameras": cameras}),
-        {key: store.features[key] for key in (*windows.state_keys, *keys, ACTION)},
-        store.statistics,
-        store.instruction_table,
-    )
-    policy(batch).total.backward()
-    assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)
-    assert policy.act(batch.observation).shape == (len(batch.actions), 8, store.features[ACTION].shape[0])
+    assert config.policy.cameras
+    assert torch.isfinite(policy.act(observation)).all()

@@ -9,3 +9,4 @@ class TestArmConfig(RobotConfig):
     __test__ = False
     diary: str
     broken: bool = False
+    disable_torque_on_disconnect: bool = True

@@ -171,7 +171,7 @@ def test_four_kernels_a_layer_and_one_a_step(device, monkeypatch):
 def test_a_wrong_weight_is_noticed(device):
     """Negative control."""
     plan = InferencePlan(policy(device), DDIM)
-    plan.layers[1].qkv_bias_VE += 0.3
+    plan.layers[1].qkv_bias_VE.add_(0.3)
     kernels, _ = both(plan)
     _, plain = both(InferencePlan(plan.policy, DDIM))
     assert (kernels - plain).abs().max() > 10 * TOLERANCE["float32"]
