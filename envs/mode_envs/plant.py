@@ -50,7 +50,12 @@ class Plant:
         self._steps = self._unheard = 0
         self._stopped = self._success = self.done = False
         if self.spec.kind == "position":
-            self._here = np.asarray(self._seen[STATE][list(self.spec.measured)], np.float32)
+            state, measured = self._seen[STATE], list(self.spec.measured)
+            if max(measured) >= len(state):
+                raise SimulatorError(
+                    f"measured={measured} points outside of the robot's state, which has {len(state)} numbers"
+                )
+            self._here = np.asarray(state[measured], np.float32)
 
     def act(self, command: np.ndarray) -> None:
         """Take a command for the next step."""

@@ -34,7 +34,6 @@ from mode_policy.apps.evaluate import find_checkpoint
 from mode_policy.apps.fit import check_fit
 from mode_policy.apps.launch import restarted, start_processes
 from mode_policy.apps.objective import objective
-from mode_policy.apps.orientation import check_orientation
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.apps.training_data import TrainingData, training_data
@@ -137,10 +136,6 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
     if config.evaluation.episodes:
         check_fit(policy, tasks, config.evaluation, demonstrated)
-        if config.dataset.source != "scripted" and not _continues(config):
-            with processes.main_first():
-                if processes.main:
-                    check_orientation(store, own.image_keys, tasks)
     summary = train(policy, config, windows, folder, data, demonstrated, processes)
     processes.close()
     if not processes.main:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -21,6 +22,17 @@ from tests import toy
 from tests.conftest import ROOT
 from tests.deploy.conftest import CHUNK, request, wait_for
 from tests.deploy.test_server import get
+
+# Servers that are closed in the middle of something leave tasks that asyncio remarks upon.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected():
+    """The remarks are made here, and not in the middle of another test."""
+    yield
+    gc.collect()
+
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

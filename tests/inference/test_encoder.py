@@ -71,7 +71,7 @@ def test_a_wrong_modulation_is_noticed():
     """Negative control: the instruction reaches the tokens."""
     policy = trained()
     seen = toy.image_batch(1, 2).observation
-    other = replace(seen, instruction=seen.instruction.flip(0))
+    other = replace(seen, instruction=-seen.instruction)
     assert not torch.allclose(policy.encode(seen)[0], policy.encode(other)[0], **TOLERANCE)
 
 
