@@ -226,9 +226,7 @@ def open_model(
         plan = load_plan(folder, manifest, runs_on)
         return Exported(folder, manifest, planned_model(plan), runs_on, plan)
     if runs_on.type != manifest.device:
-        raise ExportError(
-            f"{folder} was exported for {manifest.device}; export it again with device={device}"
-        )
+        raise ExportError(f"{folder} runs on {manifest.device}, not on {device}; leave device out")
     model = _native(file, manifest) if manifest.target == "aoti" else _onnx(file, manifest, threads)
     return Exported(folder, manifest, model, runs_on)
 

@@ -145,9 +145,7 @@ def test_a_missing_compiler_is_named(tmp_path) -> None:
 @pytest.mark.slow
 def test_a_compilation_that_fails_leaves_nothing(tmp_path) -> None:
     failing = tmp_path / "g++"
-    failing.write_text(
-        "#!/bin/sh\necho 'g++ (made up) 12.2'\nfor a; do [ $a = -c ] && exit 1; done; exit 0\n"
-    )
+    failing.write_text("#!/bin/sh\nfor a; do [ $a = -c ] && exit 1; done\necho 'g++ (made up) 12.2'\n")
     failing.chmod(0o755)
     with (
         config.patch({"cpp.cxx": (None, str(failing))}),

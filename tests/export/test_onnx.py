@@ -62,7 +62,7 @@ def test_it_needs_little_of_the_package(onnx_export) -> None:
 
 
 def test_it_runs_on_processors_alone(onnx_export) -> None:
-    with pytest.raises(ExportError, match="was exported for cpu; export it again with device=cuda"):
+    with pytest.raises(ExportError, match="runs on cpu, not on cuda; leave device out"):
         load(onnx_export, device="cuda")
 
 
