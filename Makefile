@@ -32,7 +32,9 @@ smoke:   ## install the wheel in an empty environment and train with it from ano
 	uv run pytest -m slow tests/test_wheel.py
 
 bench:   ## every benchmark; the records go to benchmarks/
-	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do echo "== $$script"; uv run $$script --record; done
+	@set -e; for what in data latency training kernels; do echo "== $$what"; uv run mode-bench $$what --record; done
+	@set -e; for script in $(filter-out %tune_kernels.py %latency.py,$(wildcard benchmarks/[a-z]*.py)); do \
+		echo "== $$script"; uv run $$script --record; done
 
 ci:      ## all that a change must pass, as on a bare machine
 	.ci/run

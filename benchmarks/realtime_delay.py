@@ -6,9 +6,9 @@
     uv run benchmarks/realtime_delay.py --robot pusht --rate 50 --clock real --delays 0,half,200
 
 With the virtual clock, the default, time stands still while anything computes: every delay is exactly what it
-is said to be, the same seed gives the same numbers on any load, and all cores are used. With ``--clock real``
-every episode runs as `mode-control` runs it, the simulator and the policy's server in processes of their own,
-``--lanes`` robots at once: a check of the former.
+is said to be, and the same command gives the same numbers on any load. ``--lanes`` episodes run at once and
+share inference, cells of the table share the cores. With ``--clock real`` each episode runs as `mode-control`
+runs it, the simulator and the policy's server in processes of their own: a check of the former.
 
 An answer comes max(delay, the policy's own time) after its request. "half" is the delay with which a chunk is
 half used up when it comes. The numbers are those of the loop's telemetry:
@@ -19,9 +19,9 @@ half used up when it comes. The numbers are those of the loop's telemetry:
 - held: share of ticks without an action of the policy, after the first chunk.
 
 Sizes are norms over the moving dimensions, each in per mille of the demonstrations' range. What is done is
-kept under ``runs/realtime_delay/``, episode by episode: a run that was interrupted goes on where it was, and
-more episodes can be added. ``--record`` writes a record to ``benchmarks/results/``, from which
-``benchmarks/realtime_report.py`` makes tables and plots.
+kept under ``runs/realtime_delay/``, cell by cell: a run that was interrupted goes on where it was, and more
+episodes can be added (both may change the last digits: episodes are computed in batches). ``--record`` writes
+a record to ``benchmarks/results/``, from which ``benchmarks/realtime_report.py`` makes tables and plots.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,6 +89,7 @@ def summarise(episodes: list[dict[str, Any]]) -> dict[str, Any]:
         "success": round(successes / len(episodes), 3),
         "low": round(interval.low, 3),
         "high": round(interval.high, 3),
+        "coverage": rounded(float(np.mean([e.get("coverage") or np.nan for e in episodes])), 3),
         "delay ticks": float(np.median([e["delay ticks"] for e in episodes])),
         "seam": rounded(mean("seam"), 2),
         "inside": rounded(mean("inside"), 2),
@@ -102,17 +103,19 @@ def summarise(episodes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def units(
     arguments: argparse.Namespace, delays: dict[str, float], done: dict[str, Any]
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """Yield what is left to do: a cell's task, and the numbers of its episodes."""
+) -> Iterator[tuple[dict[str, Any], list[tuple[str, int]]]]:
+    """Yield what is left to do of each cell: tasks, and numbers of episodes."""
     for strategy in arguments.strategies.split(","):
         for delay in delays:
-            for task in arguments.tasks:
-                unit = {"strategy": strategy, "delay": delay, "task": task}
-                left = [n for n in range(arguments.episodes) if key(unit, n) not in done]
-                if left and arguments.clock == "real":
-                    left = list(range(arguments.episodes))  # `mode-control` begins with the first
+            cell = {"strategy": strategy, "delay": delay}
+            every = [(task, n) for n in range(arguments.episodes) for task in arguments.tasks]
+            left = [(task, n) for task, n in every if key({**cell, "task": task}, n) not in done]
+            if arguments.clock == "virtual":
                 if left:
-                    yield unit, left
+                    yield cell, left
+                continue
+            for task in dict.fromkeys(task for task, _ in left):  # it begins with the first episode
+                yield cell, [(task, n) for n in range(arguments.episodes)]
 
 
 def key(unit: dict[str, Any], number: int) -> str:
@@ -159,31 +162,34 @@ def main() -> None:
     done = read(path, about)
     began = time.monotonic()
 
-    def command(unit: dict[str, Any]) -> list[str]:
-        return overrides(arguments, unit["task"], unit["strategy"], delays[unit["delay"]])
+    def commands(cell: dict[str, Any], left: list[tuple[str, int]]) -> list[tuple[list[str], int]]:
+        delay = delays[cell["delay"]]
+        return [(overrides(arguments, task, cell["strategy"], delay), n) for task, n in left]
 
     with ExitStack() as stack:
         pool: Executor
+        call: Callable[..., list[dict[str, Any]]]
+        given: tuple[Any, ...]
         if arguments.clock == "virtual":
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(arguments.processes, context, load, (checkpoint,))
-            call, last = on_a_virtual_clock, arguments.inference_ms / 1e3
+            call, given = on_a_virtual_clock, (arguments.inference_ms / 1e3, arguments.lanes)
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             pool = ThreadPoolExecutor(arguments.lanes)
-            call, last = on_the_system_clock, stack.enter_context(served(checkpoint, folder))
+            call, given = on_the_system_clock, (stack.enter_context(served(checkpoint, folder)),)
         stack.enter_context(pool)
         waiting = {
-            pool.submit(call, command(unit), last, left): (unit, left)
-            for unit, left in units(arguments, delays, done)
+            pool.submit(call, commands(cell, left), *given): (cell, left)
+            for cell, left in units(arguments, delays, done)
         }
         total = sum(len(left) for _, left in waiting.values())
         ended = 0
         with path.open("a") as log:
             for future in as_completed(waiting):
-                unit, left = waiting[future]
-                for number, result in zip(left, future.result(), strict=True):
-                    line = {"key": key(unit, number), "about": about, **result}
+                cell, left = waiting[future]
+                for (task, number), result in zip(left, future.result(), strict=True):
+                    line = {"key": key({**cell, "task": task}, number), "about": about, **result}
                     log.write(json.dumps(line) + "\n")
                     done[line["key"]] = line
                 log.flush()
@@ -220,11 +226,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clock", default="virtual", choices=("virtual", "real"))
     parser.add_argument("--inference-ms", type=float, default=10.0, help="virtual: the policy's own time")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="virtual: at once")
-    parser.add_argument("--lanes", type=int, default=4, help="real: robots at once")
+    parser.add_argument("--lanes", type=int, help="robots at once: 20 on the virtual clock, 4 in real time")
     parser.add_argument("--state", type=Path, default=ROOT / "runs" / "realtime_delay")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("override", nargs="*", help="key=value for mode-control, e.g. strategy.execute=5")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    arguments.lanes = arguments.lanes or (20 if arguments.clock == "virtual" else 4)
+    return arguments
 
 
 if __name__ == "__main__":

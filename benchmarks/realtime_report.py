@@ -16,6 +16,7 @@ COLUMNS = {
     "delay": "delay, ms",
     "ticks": "in ticks",
     "success": "success",
+    "coverage": "coverage",
     "seam": "jump at seams, ‰",
     "inside": "inside chunks, ‰",
     "seam / inside": "ratio",
@@ -32,11 +33,12 @@ itself takes where that is longer. "half" is the delay with which a chunk is hal
 Jumps are the mean change of command from one tick to the next: at seams, where two chunks meet or the robot
 was held between, and inside chunks; jerk is the mean third difference of the commanded position. All three
 are norms in per mille of the demonstrations' range. "Held" is the share of ticks without an action of the
-policy, after the first chunk. Success is given with its 95 % interval.
+policy, after the first chunk. Success is given with its 95 % interval; coverage, where an environment
+measures one, is the mean over the episodes of their best.
 
-With the virtual clock every delay is exact and the numbers repeat themselves to the digit; the check beside
-it ran as `mode-control` runs a robot: simulator, loop and server in processes of their own, on the system's
-clock.
+With the virtual clock every delay is exact and the same command gives the same numbers; a check beside it,
+where there is one, ran as `mode-control` runs a robot: simulator, loop and server in processes of their own,
+on the system's clock.
 """
 
 
@@ -58,6 +60,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "delay": f"half ({ms})" if row["delay"] == "half" else ms,
         "ticks": plain(row["delay ticks"]),
         "success": f"{row['success']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        "coverage": plain(row.get("coverage")),
         "seam": plain(row["seam"]),
         "inside": plain(row["inside"]),
         "seam / inside": plain(row["seam / inside"]),
@@ -68,8 +71,10 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cells(row)[name] for name in COLUMNS) + " |" for row in rows]
+    covered = any(row.get("coverage") is not None for row in rows)
+    names = [name for name in COLUMNS if name != "coverage" or covered]
+    lines = ["| " + " | ".join(COLUMNS[name] for name in names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cells(row)[name] for name in names) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -82,7 +87,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     kept = 100 * half["success"] / free["success"] if free["success"] else float("nan")
     return (
         f"Real-time chunking with a delay of half a chunk ({half['delay ms']:g} ms) keeps {kept:.0f} % of "
-        "its success without injected delay; "
+        f"its success without injected delay ({half['success']:g} of {free['success']:g}; a cell has "
+        f"{half['episodes']} episodes, and an interval of [{half['low']:g}, {half['high']:g}]); "
         f"its jumps at seams are {half['seam / inside']} times those inside chunks.\n"
     )
 
@@ -119,7 +125,7 @@ def described(record: dict[str, Any]) -> str:
         f"{config['episodes']} episodes of each of {len(config['tasks'])} tasks in a cell"
         if len(config["tasks"]) > 1
         else f"{config['episodes']} episodes in a cell",
-        f"chunks of {config['chunk']}, of which {config['execute']} are executed where nothing else is said",
+        f"chunks of {config['chunk']}, of which {config['execute']} are executed, with rtc at most half",
         *config["override"],
         f"{record['device']['cpu']}, {record['date'][:10]}, commit {record['commit']}",
     ]

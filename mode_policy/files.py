@@ -16,7 +16,15 @@ from typing import Any
 from mode_policy.errors import ModePolicyError
 
 #: Why a place cannot be written to, however often one tries.
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 @contextmanager
@@ -25,7 +33,10 @@ def explain_failed_write(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _REFUSED:
+        # Some places refuse by "no such file", as /proc; elsewhere that means that something to read is missing.
+        name = Path(str(error.filename)).name
+        unmade = error.errno == errno.ENOENT and name.startswith(f".{path.stem}.partial")
+        if error.errno in _REFUSED or unmade:
             raise ModePolicyError(
                 f"cannot write {path}: {error.strerror} ({error.filename}); choose another place"
             ) from error

@@ -346,7 +346,9 @@ class StoreWriter:
         if not os.path.lexists(self.path):
             return
         if not self.overwrite:
-            raise DataError(f"{self.path} exists; choose another name, or replace it with overwrite=True")
+            raise DataError(
+                f"{self.path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
+            )
         # Replacing means deleting a folder: never one that was not a store.
         if not ((self.path / "zarr.json").is_file() or (self.path / ".zgroup").is_file()):
             raise DataError(

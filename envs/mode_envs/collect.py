@@ -222,5 +222,5 @@ def _gave_up(queue: TaskQueue) -> SimulatorError:
     return SimulatorError(
         f"the expert of {queue.task.task.name!r} solved only {progress.successes} of {progress.attempts} "
         f"attempts ({progress.success_rate:.0%}) and {progress.wanted} demonstrations were asked for; "
-        "lower `noise` or raise `max_attempts`"
+        "lower `noise`, or leave this task out (task.tasks=[…])"
     )

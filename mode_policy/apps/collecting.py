@@ -120,7 +120,7 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
         row = progress.add_task("collecting", total=wanted, note="")
 
         def show(report: CollectReport) -> None:
-            solved = f"experts succeed {report.successes / max(report.attempts, 1):.0%}"
+            solved = f"success {report.successes / max(report.attempts, 1):.0%}"
             note = f"{report.successes} to draw, {solved}" if config.cameras else solved
             progress.update(row, completed=report.complete, note=note)
 

@@ -185,7 +185,9 @@ def fit(
             if key.startswith(IMAGE_PREFIX)
         },
         prompt=_prompt(config, instruction, policy["instructions"]),
-        strategy=make_strategy(config.strategy, policy["chunk"], policy["execute"], positions),
+        strategy=make_strategy(
+            config.strategy, policy["chunk"], policy["execute"], positions, config.action.gripper
+        ),
         safety=SafetyFilter(
             config.action,
             config.safety,

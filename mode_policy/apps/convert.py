@@ -159,6 +159,9 @@ def _convert(arguments: argparse.Namespace) -> None:
         provenance=Provenance(source=origin.source, licence=origin.licence, command=command),
         overwrite=arguments.overwrite,
     )
+    inside = Path(source.path).absolute()
+    if inside.is_dir() and Path(arguments.destination).absolute().is_relative_to(inside):
+        raise ConfigError(f"{arguments.destination} is inside its source {source.path}; choose another place")
     sink = open_sink(
         arguments.destination, arguments.to, options, profile=arguments.profile, lossless=arguments.lossless
     )

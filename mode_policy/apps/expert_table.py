@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
@@ -17,15 +19,18 @@ from rich.table import Table
 from mode_envs.libero_tasks import LIBERO_SUITES
 from mode_policy.apps.cli import console
 from mode_policy.apps.data_stores import add_command
-from mode_policy.errors import ConfigError, DataError, did_you_mean
+from mode_policy.errors import ConfigError, DataError, SimulatorError, did_you_mean
 from mode_policy.files import explain_failed_write, write_text
 
 _TIMEOUT = 1800.0  # seconds; an episode takes one or two, but the machine may be busy
 _GOOD = 0.9
+_REASONS = 3  # of a task's failures that the table has room for
 _SEED = 0
 
 Key = tuple[str, str, int]
 """Suite, task and initial state."""
+Rows = Sequence[tuple[Key, dict[str, Any]]]
+"""Episodes with their outcomes."""
 
 
 def add(commands: Any) -> None:
@@ -64,15 +69,20 @@ def _run(arguments: argparse.Namespace) -> None:
     missing = [key for key in wanted if key not in done]
     console.print(f"{len(wanted) - len(missing)} episodes are in {arguments.results}, {len(missing)} to run")
     for key, row in _episodes(missing, arguments.workers):
+        if isinstance(row, str):
+            console.print(f"{key[0]} {key[1]} {key[2]}: {row}", markup=False, style="red")
+            continue
         append_result(arguments.results, key, row)
         done[key] = row
         answer = "solved" if row["success"] else "failed"
         why = f" ({'; '.join(row['events'])})" if row["events"] and not row["success"] else ""
         console.print(f"{key[0]} {key[1]} {key[2]}: {answer} in {row['steps']} steps{why}", markup=False)
-    rows = [(key, done[key]) for key in wanted]
+    rows = [(key, done[key]) for key in wanted if key in done]
     console.print(_table(rows))
     if arguments.markdown:
         write_text(arguments.markdown, markdown(rows))
+    if len(rows) < len(wanted):
+        raise SimulatorError(f"{len(wanted) - len(rows)} episodes could not be run; run the command again")
 
 
 def _wanted(suites: Sequence[str], tasks: str, states: int) -> Iterator[Key]:
@@ -86,10 +96,10 @@ def _wanted(suites: Sequence[str], tasks: str, states: int) -> Iterator[Key]:
                 yield from ((suite, task, state) for state in range(states))
 
 
-def _episodes(keys: Sequence[Key], processes: int) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Run episodes in processes that each do one task after another, and yield them as they end."""
+def _episodes(keys: Sequence[Key], processes: int) -> Iterator[tuple[Key, dict[str, Any] | str]]:
+    """Run episodes in processes that each do one task after another; yield outcomes, or why there is none."""
     from mode_envs.libero_trials import Trial
-    from mode_envs.worker import Worker
+    from mode_envs.worker import Worker, WorkerDiedError
 
     tasks: dict[tuple[str, str], list[Key]] = defaultdict(list)
     for key in keys:
@@ -101,7 +111,8 @@ def _episodes(keys: Sequence[Key], processes: int) -> Iterator[tuple[Key, dict[s
     def start(worker: Worker, own: list[Key]) -> None:
         if own := own or (queue.pop() if queue else []):
             suite, task, state = own[0]
-            worker.send(Trial(suite=suite, task=task, state=state, seed=_SEED))
+            with contextlib.suppress(WorkerDiedError):  # `receive` says so, too
+                worker.send(Trial(suite=suite, task=task, state=state, seed=_SEED))
             left[worker.connection] = (worker, own)
 
     try:
@@ -110,8 +121,13 @@ def _episodes(keys: Sequence[Key], processes: int) -> Iterator[tuple[Key, dict[s
         while left:
             for connection in wait(list(left)):
                 worker, own = left.pop(connection)
-                row = dataclasses.asdict(worker.receive(_TIMEOUT))
-                yield own[0], row
+                try:
+                    yield own[0], dataclasses.asdict(worker.receive(_TIMEOUT))
+                except (SimulatorError, WorkerDiedError) as error:
+                    yield own[0], str(error)
+                    worker.close()
+                    workers.remove(worker)
+                    workers.append(worker := Worker("mode_envs.libero_trials:Trials"))
                 start(worker, own[1:])
     finally:
         for worker in workers:
@@ -153,41 +169,81 @@ def append_result(path: Path, key: Key, row: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _per_task(rows: Sequence[tuple[Key, dict[str, Any]]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _per_task(rows: Rows) -> dict[tuple[str, str], list[dict[str, Any]]]:
     tasks: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for (suite, task, _), row in rows:
         tasks[suite, task].append(row)
     return tasks
 
 
-def _rate(rows: Sequence[Mapping[str, Any]]) -> float:
-    return sum(row["success"] for row in rows) / len(rows)
+def _solved(episodes: Sequence[Mapping[str, Any]]) -> int:
+    return sum(row["success"] for row in episodes)
 
 
-def _table(rows: Sequence[tuple[Key, dict[str, Any]]]) -> Table:
-    table = Table("suite", "tasks", "at 90 % or more", "episodes solved", "steps, mean of the solved")
+_HEADINGS = (
+    "suite",
+    "tasks",
+    "at 90 % or more",
+    "episodes solved",
+    "steps",
+    "speed, m/s",
+    "peak, m/s",
+    "jerk, m/s³",
+)
+
+
+def _suites(rows: Rows) -> Iterator[tuple[str, ...]]:
+    """Yield what `_HEADINGS` name for each suite; the last four are medians over solved episodes."""
     tasks = _per_task(rows)
     for suite in dict.fromkeys(suite for suite, _ in tasks):
         own = [episodes for (name, _), episodes in tasks.items() if name == suite]
         every = [row for episodes in own for row in episodes]
-        solved = [row["steps"] for row in every if row["success"]]
-        table.add_row(
+        good = sum(_solved(episodes) >= _GOOD * len(episodes) for episodes in own)
+        solved = [row for row in every if row["success"]]
+
+        def median(name: str, digits: int, solved: Sequence[Mapping[str, Any]] = solved) -> str:
+            return f"{statistics.median(row[name] for row in solved):.{digits}f}" if solved else "-"
+
+        yield (
             suite,
             str(len(own)),
-            str(sum(_rate(episodes) >= _GOOD for episodes in own)),
+            str(good),
             f"{len(solved)} of {len(every)}",
-            f"{sum(solved) / len(solved):.0f}" if solved else "-",
+            median("steps", 0),
+            median("mean_speed", 3),
+            median("peak_speed", 2),
+            median("jerk", 0),
         )
+
+
+def _table(rows: Rows) -> Table:
+    table = Table(*_HEADINGS)
+    for row in _suites(rows):
+        table.add_row(*row)
     return table
 
 
-def markdown(rows: Sequence[tuple[Key, dict[str, Any]]]) -> str:
-    """Return the table, a row a task, as Markdown: successes, steps of the solved, why the others failed."""
-    text = ["| suite | task | solved | steps | what went wrong where it was not |", "|---|---|---|---|---|"]
+def markdown(rows: Rows) -> str:
+    """Return two tables as Markdown: a row a suite, and a row a task with why episodes failed."""
+    text = [_line(_HEADINGS), "|---" * len(_HEADINGS) + "|", *map(_line, _suites(rows)), ""]
+    text += ["| suite | task | solved | steps | what went wrong last where it was not |", "|---" * 5 + "|"]
     for (suite, task), episodes in _per_task(rows).items():
-        solved = [row["steps"] for row in episodes if row["success"]]
-        reasons = {row["events"][-1] if row["events"] else "time" for row in episodes if not row["success"]}
-        steps = f"{sum(solved) / len(solved):.0f}" if solved else "-"
-        row = (suite, f"`{task}`", f"{len(solved)}/{len(episodes)}", steps, "; ".join(sorted(reasons)))
-        text.append(f"| {' | '.join(row)} |")
+        steps = [row["steps"] for row in episodes if row["success"]]
+        failed = [row["events"][-1] if row["events"] else "time" for row in episodes if not row["success"]]
+        reasons = sorted(set(failed), key=lambda reason: (-failed.count(reason), reason))[:_REASONS]
+        text.append(
+            _line(
+                (
+                    suite,
+                    f"`{task}`",
+                    f"{len(steps)}/{len(episodes)}",
+                    f"{statistics.median(steps):.0f}" if steps else "-",
+                    "; ".join(f"{reason} ({failed.count(reason)})" for reason in reasons),
+                )
+            )
+        )
     return "\n".join(text) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -67,6 +67,7 @@ def _ways(path: Path, raw: Path, name: str, tasks: Sequence[EnvTask], why: str) 
     if scripted:
         lines.append(
             f"  to let scripted experts demonstrate here ({len(able)} of the {len(tasks)} tasks have one): "
-            f"add {scripted}"
+            f"add {scripted}; where nothing at all can be downloaded, also "
+            "policy.language=minilm-l6-v2 policy.vision.weights=none"
         )
     return "\n".join(lines)

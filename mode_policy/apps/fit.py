@@ -38,7 +38,7 @@ def check_fit(
         )
     own = Side(name="the policy", features=policy.features, convention=policy.convention)
     for env_id in dict.fromkeys(task.env_id for task in tasks):
-        _check_cameras(env_id, policy.features)
+        _check_cameras(env_id, [key for key in policy.features if feature_kind(key) == "image"])
         given = features(env_id, **observation_options(env_id, policy.features))
         for key, feature in policy.features.items():
             if key not in given:
@@ -52,6 +52,22 @@ def check_fit(
     if policy.instructions is not None:
         policy.instructions.index([t.task.instruction for t in tasks])
     check_simulators(tasks, pictures=any(feature_kind(key) == "image" for key in policy.features))
+
+
+def check_places(tasks: Sequence[EnvTask], cameras: Sequence[str]) -> None:
+    """Hold environments to what a policy will need of them, before demonstrations are fetched or collected.
+
+    Args:
+        tasks: Where the policy will act.
+        cameras: Names of those that it sees.
+
+    Raises:
+        DataError: if an environment has no such cameras.
+        SimulatorError: as `check_simulators`.
+    """
+    for env_id in dict.fromkeys(task.env_id for task in tasks):
+        _check_cameras(env_id, [IMAGE_PREFIX + name for name in cameras])
+    check_simulators(tasks, pictures=bool(cameras))
 
 
 def check_simulators(tasks: Sequence[EnvTask], *, pictures: bool) -> None:
@@ -90,23 +106,31 @@ def observation_options(env_id: str, needed: Features) -> dict[str, Any]:
     if len(set(images.values())) > 1:
         raise DataError(f"the policy's cameras have different sizes ({images}); train on images of one size")
     names = tuple(key.removeprefix(IMAGE_PREFIX) for key in images)
-    several = "suite" in entry(env_id).kwargs  # of LIBERO; the others have one camera at a time
     return {
         "obs_mode": "both" if any(feature_kind(key) == "state" for key in needed) else "pixels",
         "image_size": next(iter(images.values())),
-    } | ({"cameras": names} if several else {"camera": names[0]})
+    } | ({"cameras": names} if _several_cameras(env_id) else {"camera": names[0]})
 
 
-def _check_cameras(env_id: str, needed: Features) -> None:
+def _check_cameras(env_id: str, keys: Sequence[str]) -> None:
     known = camera_names(env_id)
-    for key in needed:
+    for key in keys:
         name = key.removeprefix(IMAGE_PREFIX)
-        if feature_kind(key) == "image" and name not in known:
+        if name not in known:
             raise DataError(
                 f"the policy sees the camera {name!r}, which {env_id} does not have."
                 f"{did_you_mean(name, known)} If it is one of these by another name, train with "
                 f"dataset.adapt.rename={{{key}: {IMAGE_PREFIX}{known[0]}}}"
             )
+    if len(keys) > 1 and not _several_cameras(env_id):
+        names = ", ".join(key.removeprefix(IMAGE_PREFIX) for key in keys)
+        raise DataError(
+            f"the policy sees {names}, but {env_id} shows one camera at a time; choose one of them"
+        )
+
+
+def _several_cameras(env_id: str) -> bool:
+    return "suite" in entry(env_id).kwargs  # LIBERO
 
 
 def _extra(known: EnvEntry) -> str:

@@ -11,21 +11,30 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from mode_policy.apps.cli import console
 
 
+def _kept(width: int) -> Column:
+    return Column(no_wrap=True, min_width=width)  # where a line is too narrow, the bar gives way
+
+
 def bar(title: str, unit: str = "") -> Progress:
     """Return a bar that counts ``unit``s; tasks need a field ``note``, shown at the end."""
-    counts = [MofNCompleteColumn(), TextColumn(unit)] if unit else [TextColumn("{task.percentage:>3.0f}%")]
+    counts = (
+        [MofNCompleteColumn(table_column=_kept(9)), TextColumn(unit)]
+        if unit
+        else [TextColumn("{task.percentage:>3.0f}%")]
+    )
     return Progress(
         SpinnerColumn(),
         TextColumn(f"{title:10}"),
         BarColumn(bar_width=24),
         *counts,
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=_kept(7)),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=_kept(7)),
         TextColumn("{task.fields[note]}"),
         console=console,
         refresh_per_second=2,

@@ -31,15 +31,16 @@ from mode_policy.apps.dataset import (
     store_path,
 )
 from mode_policy.apps.evaluate import find_checkpoint
-from mode_policy.apps.fit import check_fit
+from mode_policy.apps.fit import check_fit, check_places
 from mode_policy.apps.launch import restarted, start_processes
 from mode_policy.apps.objective import objective
+from mode_policy.apps.orientation import check_orientation
 from mode_policy.apps.progress import bar
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
-from mode_policy.encoders.vision_weights import load_initial_weights
+from mode_policy.encoders.vision_weights import check_initial_weights, load_initial_weights
 from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
 from mode_policy.files import held, write_text
 from mode_policy.normalization import statistics_to_json
@@ -112,7 +113,11 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         import_trackio()
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
+    if config.evaluation.episodes:
+        check_places(tasks, config.policy.cameras)
     with processes.main_first():
+        if config.dataset.source == "scripted" and config.policy.cameras and config.init_from is None:
+            check_initial_weights(config.policy.vision)  # before hours of collecting demonstrations
         store = get_store(config.dataset, config.task, config.policy.language)
         others = get_mixture(config.dataset, config.policy.language)
     if config.evaluation.episodes:
@@ -136,6 +141,10 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})
     if config.evaluation.episodes:
         check_fit(policy, tasks, config.evaluation, demonstrated)
+        if config.dataset.source != "scripted" and not _continues(config):  # those were drawn here
+            with processes.main_first():
+                if processes.main:
+                    check_orientation(store, own.image_keys, tasks)
     summary = train(policy, config, windows, folder, data, demonstrated, processes)
     processes.close()
     if not processes.main:

@@ -23,6 +23,7 @@ class StrategyConfig:
             real-time chunking at most half a chunk, so that there is an overlap to join chunks in.
         mask: real-time chunking: how commitment to the previous chunk falls after its fixed part.
         extend: real-time chunking: actions by which the previous chunk is thought to go on as it ends.
+        blend: real-time chunking: ticks in which actions fade over from the previous chunk to the next.
         decay: ensembling: exponent of the weights.
         every: ensembling: ticks between two requests.
     """
@@ -31,6 +32,7 @@ class StrategyConfig:
     execute: Annotated[int | None, Field(ge=1)] = None
     mask: Literal["exponential", "linear", "none"] = "exponential"
     extend: Annotated[int, Field(ge=0)] = 3
+    blend: Annotated[int, Field(ge=0)] = 3
     decay: Number = 0.01
     every: Annotated[int, Field(ge=1)] = 1
 

@@ -221,6 +221,7 @@ class Controller:
             return
         moved = self._moves - self._asked[0]
         chunk = Chunk(observed=answer.tick, start=tick - moved, actions=answer.actions)
+        chunk = self.strategy.join(tick, self._chunks, chunk)
         self._chunks.append(chunk)
         self._number += 1
         if not answer.first:

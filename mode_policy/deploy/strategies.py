@@ -8,6 +8,7 @@ arrives d ticks later. The strategies differ in what happens meanwhile and where
     asynchronous    old ───┤ d  d+1 …                        the late head of the new chunk is dropped
     ensembling      old ───┤ mean of all chunks for a tick   (ACT, arXiv 2304.13705)
     real-time       old ───┤ d  d+1 … where 0 … d are fixed  (RTC, arXiv 2506.07339)
+                           └ the next ``blend`` fade over from the old chunk
 
 All are frozen and pure: the same chunks give the same answer. Chunks come oldest first.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +77,9 @@ class Strategy(Protocol):
     def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
         """Return what a chunk that is asked for now has to continue, or None if it is free."""
 
+    def join(self, tick: int, chunks: Sequence[Chunk], new: Chunk) -> Chunk:
+        """Return a chunk that arrived as it is executed from this tick on; ``chunks`` are those before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synchronous:
@@ -94,6 +98,10 @@ class Synchronous:
 
     def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> None:
         """Nothing: every chunk begins anew."""
+
+    def join(self, tick: int, chunks: Sequence[Chunk], new: Chunk) -> Chunk:
+        """Return it as it is."""
+        return new
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +123,10 @@ class Asynchronous:
         """Nothing: the next chunk is predicted from its observation alone."""
         return None
 
+    def join(self, tick: int, chunks: Sequence[Chunk], new: Chunk) -> Chunk:
+        """Return it as it is."""
+        return new
+
 
 @dataclass(frozen=True, kw_only=True)
 class RealTimeChunking(Asynchronous):
@@ -124,28 +136,60 @@ class RealTimeChunking(Asynchronous):
         extend: actions by which the running chunk is thought to go on as it ends. Where it is nearly used
             up, nothing else would tell the first free action of the next one which way the robot moves; the
             soft mask gives these the least weight of all.
+        blend: ticks in which the actions fade over, linearly, from the running chunk to the one that takes
+            over. Denoising without a backward pass joins the two on average, but what is new in the later
+            observation is still a step; so it is spread.
         positions: dimensions that go on with their last velocity; the others keep their last value.
+        grippers: dimensions that are not blended: half-way between open and closed is neither.
     """
 
     extend: int = 0
+    blend: int = 0
     positions: tuple[int, ...] = ()
+    grippers: tuple[int, ...] = ()
 
     def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> Continuation | None:
-        """Return the rest of the running chunk."""
+        """Return the rest of the running chunk, extended."""
         if not chunks:
             return None
-        running, passed = chunks[-1].actions, max(0, tick - chunks[-1].start)
-        # What is not finite is not executed either.
-        running = running[: int(np.logical_and.accumulate(np.isfinite(running).all(1)).sum())]
-        rest = running[passed:]
-        if not len(rest):
+        running, passed = _finite(chunks[-1].actions), max(0, tick - chunks[-1].start)
+        rest = len(running) - passed
+        if rest <= 0:
             return None
-        further = np.repeat(rest[-1:], self.extend, axis=0)
+        return Continuation(actions=self._extended(running, self.extend)[passed:], fixed=min(delay, rest))
+
+    def join(self, tick: int, chunks: Sequence[Chunk], new: Chunk) -> Chunk:
+        """Return the new chunk, its next ``blend`` actions mixed with those of the running one.
+
+        Only if the robot executed the running one until now: from standing still nothing is faded over.
+        """
+        if not chunks or chunks[-1].at(tick - 1) is None:
+            return new
+        running, passed, first = _finite(chunks[-1].actions), tick - chunks[-1].start, tick - new.start
+        n = min(self.blend, len(new.actions) - first)
+        if n <= 0 or passed > len(running):
+            return new
+        old = self._extended(running, n)[passed : passed + n]
+        share = (1 - np.arange(1, n + 1) / (self.blend + 1))[:, None]  # of the old one
+        moving = [i for i in range(new.actions.shape[1]) if i not in self.grippers]
+        actions = new.actions.copy()
+        mixed = share * old + (1 - share) * actions[first : first + n]
+        actions[first : first + n, moving] = mixed[:, moving]
+        return replace(new, actions=actions)
+
+    def _extended(self, running: np.ndarray, count: int) -> np.ndarray:
+        """Return a chunk, and ``count`` actions that are thought to follow it."""
+        further = np.repeat(running[-1:], count, axis=0)
         if len(running) > 1:
             moving = list(self.positions)
             velocity = (running[-1] - running[-2])[moving]
-            further[:, moving] += np.arange(1, self.extend + 1)[:, None] * velocity
-        return Continuation(actions=np.concatenate([rest, further]), fixed=min(delay, len(rest)))
+            further[:, moving] += np.arange(1, count + 1)[:, None] * velocity
+        return np.concatenate([running, further])
+
+
+def _finite(actions: np.ndarray) -> np.ndarray:
+    """Return the actions before the first that is not finite; from there on none is executed."""
+    return actions[: int(np.logical_and.accumulate(np.isfinite(actions).all(1)).sum())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +219,17 @@ class TemporalEnsembling:
     def continuation(self, tick: int, chunks: Sequence[Chunk], delay: int) -> None:
         """Nothing: chunks are averaged, not continued."""
 
+    def join(self, tick: int, chunks: Sequence[Chunk], new: Chunk) -> Chunk:
+        """Return it as it is."""
+        return new
+
 
 def make_strategy(
-    config: StrategyConfig, chunk: int, execute: int, positions: tuple[int, ...] = ()
+    config: StrategyConfig,
+    chunk: int,
+    execute: int,
+    positions: tuple[int, ...] = (),
+    grippers: tuple[int, ...] = (),
 ) -> Strategy:
     """Build the configured strategy for a policy that predicts ``chunk`` actions.
 
@@ -186,6 +238,7 @@ def make_strategy(
         chunk: actions that the policy predicts.
         execute: the policy's own number of executed actions, where the configuration gives none.
         positions: dimensions of the action that say where to be, see `RealTimeChunking`.
+        grippers: those that open and close.
 
     Raises:
         ConfigError: if more actions shall be executed than are predicted.
@@ -203,7 +256,9 @@ def make_strategy(
         return TemporalEnsembling(
             decay=config.decay, every=config.every, keep=math.ceil(chunk / config.every)
         )
-    return RealTimeChunking(execute=execute, extend=config.extend, positions=positions)
+    return RealTimeChunking(
+        execute=execute, extend=config.extend, blend=config.blend, positions=positions, grippers=grippers
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mode_policy.encoders.film_resnet import ResNet
+from mode_policy.encoders.vision_config import VisionConfig
 from mode_policy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,23 +32,40 @@ def load_initial_weights(encoder: ImageEncoder) -> str:
     config = encoder.config
     if config.weights == "none":
         return "random weights"
+    state, source = _initial_weights(config)
+    for network in encoder.networks:
+        network.resnet.load_state_dict(state)  # type: ignore[union-attr]
+    return f"weights from {source}"
+
+
+def check_initial_weights(config: VisionConfig) -> None:
+    """Find out whether `load_initial_weights` will succeed, before the long work that comes first.
+
+    Raises:
+        ConfigError: as it does.
+    """
+    if config.weights != "none":
+        _initial_weights(config)
+
+
+def _initial_weights(config: VisionConfig) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of one network and where they are from; ConfigError if they do not fit it."""
     if config.weights == "imagenet":
         state, source = imagenet(config.network)
     else:
         state, source = from_file(Path(config.weights).expanduser()), config.weights
     # The classifier is not part of the encoder.
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    for network in encoder.networks:
-        own = network.resnet.state_dict()  # type: ignore[union-attr]
-        wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
-        wrong += [k for k in state if k not in own]
-        if wrong:
-            raise ConfigError(
-                f"the weights of {source} are not those of {config.network} with width {config.width}: "
-                f"{len(wrong)} tensors differ, first {sorted(wrong)[0]!r}"
-            )
-        network.resnet.load_state_dict(dict(state))  # type: ignore[union-attr]
-    return f"weights from {source}"
+    with torch.device("meta"):
+        own = ResNet(config.network, config.width).state_dict()
+    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape]
+    wrong += [k for k in state if k not in own]
+    if wrong:
+        raise ConfigError(
+            f"the weights of {source} are not those of {config.network} with width {config.width}: "
+            f"{len(wrong)} tensors differ, first {sorted(wrong)[0]!r}"
+        )
+    return state, source
 
 
 def imagenet(network: str) -> tuple[Mapping[str, Tensor], str]:

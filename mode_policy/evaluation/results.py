@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mode_policy.errors import did_you_mean
 from mode_policy.evaluation.records import EpisodeRecord, ResultsError, TaskResult
@@ -170,7 +170,9 @@ class Evaluation:
         """Return a console table: a row per task, a column per metric, and the overall row."""
         metrics = list(self.overall.metrics)
         table = Table(
-            "task", caption="[…] 95 % intervals; steps of successful episodes", caption_justify="left"
+            Column("task", overflow="fold"),  # LIBERO's names differ at their ends
+            caption="[…] 95 % intervals; steps of successful episodes",
+            caption_justify="left",
         )
         for column in ("success", "interval", "episodes", "mean steps", *metrics):
             table.add_column(escape(column), justify="right")

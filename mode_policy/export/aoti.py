@@ -1,7 +1,7 @@
 """The target ``aoti``: a plan's graph as native code with its weights, by torch.export and AOTInductor.
 
 The loop is written out step by step: which experts run is then part of the code, and nothing is looked up. On
-a processor the products are those of the engine ``cpu``.
+a processor tokens are columns (`mode_policy.export.columns`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch._inductor import aoti_compile_and_package, config
 from torch._inductor.exc import CppCompileError, InductorError
 
 from mode_policy.errors import ExportError
+from mode_policy.export.columns import ColumnNetwork
 from mode_policy.export.graph import ActionGraph, example_inputs, quiet, unrolled
 from mode_policy.export.manifest import MODEL
-from mode_policy.inference.cpu import ColumnNetwork
 from mode_policy.inference.network import PlannedNetwork
 from mode_policy.inference.plan import InferencePlan
 

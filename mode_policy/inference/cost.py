@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.inference.engine import EagerEngine
+from mode_policy.inference.levels import all_calls
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.inference.weights import ExpertWeights, Matrix
 from mode_policy.types import Observation
@@ -19,7 +17,7 @@ def weight_bytes(plan: InferencePlan) -> int:
     These are the attention's projections and the experts that the call's noise level runs, in the plan's
     precision; the whole network does not fit into a cache, so each call reads them again.
     """
-    return sum(_of_level(plan, plan.level(sigma)) for sigma in calls(plan))
+    return sum(_of_level(plan, plan.level(sigma)) for sigma in all_calls(plan.sampler, plan.sigmas))
 
 
 def multiply_adds(plan: InferencePlan, observation: Observation) -> int:
@@ -30,18 +28,6 @@ def multiply_adds(plan: InferencePlan, observation: Observation) -> int:
     with FlopCounterMode(display=False) as counter:
         EagerEngine(plan).act(observation)
     return int(counter.get_total_flops()) // 2
-
-
-def calls(plan: InferencePlan) -> list[float]:
-    """Return the noise level of each network call of a chunk, in order."""
-    seen: list[float] = []
-
-    def record(x: Tensor, sigma: float) -> Tensor:
-        seen.append(sigma)
-        return x
-
-    SAMPLERS[plan.sampler.name](record, torch.zeros(1), plan.sigmas, lambda: torch.zeros(1))
-    return seen
 
 
 def _of_level(plan: InferencePlan, level: int) -> int:

@@ -163,6 +163,9 @@ class CompileEngine(Engine):
     def __init__(self, plan: InferencePlan) -> None:
         super().__init__(plan)
         cuda = plan.policy.device.type == "cuda"
+        for tensor in plan.tensors():
+            # They stay where they are; else each replay of a CUDA graph would first copy them.
+            torch._dynamo.mark_static_address(tensor)
         self._compiled = torch.compile(
             self._run, fullgraph=True, dynamic=False, mode="max-autotune" if cuda else None
         )

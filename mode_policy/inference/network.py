@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mode_policy.inference.plan import InferencePlan
-from mode_policy.inference.weights import ExpertWeights, Matrix
+from mode_policy.inference.weights import BankProducts, LayerProducts, Matrix
 from mode_policy.nn.block import MoDEBlock
 
 
@@ -95,20 +95,29 @@ class PlannedNetwork:
         B, S, D = x_BSD.shape
         shifted_BSD = x_BSD if tables.shift_VD is None else x_BSD + _per_sample(tables.shift_VD[row])
         unit_BSD = _unit(shifted_BSD).to(x_BSD.dtype)
-        weight_ED = Matrix(tables.qkv_weight_ED, tables.qkv_scale_E).dense(x_BSD.dtype)
-        qkv_BSE = (F.linear(unit_BSD, weight_ED) + _per_sample(tables.qkv_bias_VE[row])).to(x_BSD.dtype)
+        products = self.products(layer)
+        qkv_BSE = (products.qkv.apply(unit_BSD) + _per_sample(tables.qkv_bias_VE[row])).to(x_BSD.dtype)
         q_BASP, k_BASP, v_BASP = qkv_BSE.view(B, S, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
         gain_2P = block.attention.qk_norm.gain[:, 0]
         q_BASP, k_BASP = _unit(q_BASP, gain_2P[0]), _unit(k_BASP, gain_2P[1])
         y_BASP = F.scaled_dot_product_attention(q_BASP, k_BASP, v_BASP, is_causal=True)
         y_BSD = y_BASP.transpose(1, 2).reshape(B, S, D)
-        return F.linear(y_BSD[:, -last:], self.plan.weights(layer).projection_DD.dense(x_BSD.dtype))
+        return products.projection.apply(y_BSD[:, -last:])
+
+    def products(self, layer: int) -> LayerProducts:
+        """Return a layer's large products."""
+        tables, weights = self.plan.layers[layer], self.plan.weights(layer)
+        return LayerProducts(
+            Matrix(tables.qkv_weight_ED, tables.qkv_scale_E),
+            weights.projection_DD,
+            BankProducts(*weights.experts),
+            None if weights.shared is None else BankProducts(*weights.shared),
+        )
 
     def _experts_of(self, layer: int, v_BSD: Tensor, level: int, row: Tensor | int) -> Tensor:
         """Weighted sum of the chosen experts, and of the shared one where there is one."""
-        bank, tables = self.plan.weights(layer).experts, self.plan.layers[layer]
-        shared = self.plan.weights(layer).shared
-        weight_K = tables.weight_VK[row]
+        tables, products = self.plan.layers[layer], self.products(layer)
+        bank, shared, weight_K = products.experts, products.shared, tables.weight_VK[row]
         if self._experts is not None:
             chosen = self.chosen(layer, level)
             out_BSD = sum_of([weight_K[k] * _expert(bank, n, v_BSD) for k, n in enumerate(chosen)])
@@ -135,10 +144,9 @@ def _per_sample(rows: Tensor) -> Tensor:
     return rows if rows.ndim == 1 else rows[:, None]
 
 
-def _expert(bank: ExpertWeights, n: int, x_BSD: Tensor) -> Tensor:
-    up_ED, down_DH = (m.expert(n).dense(x_BSD.dtype) for m in (bank.up_NED, bank.down_NDH))
-    linear_BSH, gate_BSH = F.linear(x_BSD, up_ED, bank.bias_NE[n].to(x_BSD.dtype)).chunk(2, dim=-1)
-    return F.linear(linear_BSH * F.silu(gate_BSH), down_DH)
+def _expert(bank: BankProducts, n: int, x_BSD: Tensor) -> Tensor:
+    linear_BSH, gate_BSH = bank.up.expert(n).apply(x_BSD, bank.bias_NE[n]).chunk(2, dim=-1)
+    return bank.down.expert(n).apply(linear_BSH * F.silu(gate_BSH))
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:

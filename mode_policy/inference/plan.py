@@ -19,23 +19,27 @@ experts, D width, E = 3D, C chunk, A action dimension, O observation tokens, G g
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mode_policy.config import SamplerConfig
-from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.diffusion.schedules import grid
 from mode_policy.errors import PlanError
 from mode_policy.inference.encoder import with_folded_encoder
 from mode_policy.inference.freshness import WeightsMark
+from mode_policy.inference.levels import level_of, network_calls
 from mode_policy.inference.weights import (
+    LayerProducts,
     LayerWeights,
     Precision,
     bank_of,
     cast,
     check_precision,
+    free,
+    large_weights,
     layer_weights,
     stream_type,
 )
@@ -67,16 +71,6 @@ class LayerTables:
     weight_VK: Tensor
 
 
-@dataclass(frozen=True)
-class Level:
-    """A noise level, and EDM's preconditioning there in double precision (arXiv 2206.00364, table 1)."""
-
-    sigma: float
-    skip: float
-    out: float
-    into: float
-
-
 class InferencePlan:
     """Tables and folded weights of one policy for one sampler; see the module.
 
@@ -85,6 +79,9 @@ class InferencePlan:
         sampler: Which sampler, steps and grid; the policy's own by default.
         batch: Samples per call B, guidance not counted.
         precision: Of the large weights; see `mode_policy.inference.weights`.
+        consume: Free each of the policy's large weights as soon as the plan or an engine holds it in another
+            form (another precision, another layout). From then on the policy acts through this plan and those
+            of `for_batch` alone. Where the policy's own weights serve, nothing is freed.
 
     Raises:
         PlanError: if a router looks at the tokens, the batch is not positive, the precision is unknown, or
@@ -97,19 +94,21 @@ class InferencePlan:
         sampler: SamplerConfig | None = None,
         batch: int = 1,
         precision: Precision = "float32",
+        consume: bool = False,
     ) -> None:
         _check(policy, batch)
         check_precision(precision)
-        if any(block.attention.proj.weight.numel() == 0 for block in _blocks(policy.denoiser)):
-            raise PlanError("the policy's weights were freed for another plan; load the checkpoint again")
         self.policy = policy
         self.sampler = sampler or policy.config.sampler
         self.precision: Precision = precision
+        self.consume = consume
         self.stream = stream_type(precision, policy.device)
         self.sigmas = grid(
             self.sampler.schedule, self.sampler.steps, self.sampler.sigma_min, self.sampler.sigma_max
         )
-        self.levels = [_level(s, policy.config.sigma_data) for s in network_calls(self.sampler, self.sigmas)]
+        self.levels = [
+            level_of(s, policy.config.sigma_data) for s in network_calls(self.sampler, self.sigmas)
+        ]
         self._index = {level.sigma: i for i, level in enumerate(self.levels)}
         denoiser = policy.denoiser
         self.uses_goal = denoiser.config.router.goal
@@ -118,12 +117,20 @@ class InferencePlan:
         self.noise_TD = denoiser.sigma_embedding(sigma_T.log()[:, None] / 4).detach()
         self.out_weight_AD = (denoiser.out.weight * denoiser.norm.gain).detach()
         blocks = _blocks(denoiser)
-        self._cast = None if precision == "float32" else [layer_weights(b, precision) for b in blocks]
-        qkv = [cast(b.attention.qkv.weight * b.attention_norm.gain, precision) for b in blocks]
+        for block in blocks:
+            _check_there(block)
+        self._cast: list[LayerWeights] = []
+        #: Filled by the engine 'cpu', and shared with the plans of `for_batch`.
+        self.packed: list[LayerProducts] = []
+        self.layers: list[LayerTables] = []
         self._resize(batch)
-        self.layers = [
-            LayerTables(q.value, q.scale, *self._tables(b)) for q, b in zip(qkv, blocks, strict=True)
-        ]
+        for block in blocks:
+            qkv = cast(block.attention.qkv.weight * block.attention_norm.gain, precision)
+            self.layers.append(LayerTables(qkv.value, qkv.scale, *self._tables(block)))
+            if precision != "float32":
+                self._cast.append(layer_weights(block, precision))
+                if consume:
+                    self.free(block)
         self._observer = with_folded_encoder(policy, self.stream)
         self._mark = WeightsMark(policy)
 
@@ -151,40 +158,32 @@ class InferencePlan:
         self._goal_BG: Tensor | None = None
 
     def weights(self, layer: int) -> LayerWeights:
-        """Return a layer's large weights: the policy's own tensors for the precision float32."""
-        if self._cast is not None:
+        """Return a layer's large weights: the policy's own tensors for the precision float32.
+
+        Raises:
+            PlanError: if they were freed for an engine that holds them in another layout.
+        """
+        if self._cast:
             return self._cast[layer]
         block = self.policy.denoiser.blocks[layer]
         assert isinstance(block, MoDEBlock)
+        _check_there(block)
         return layer_weights(block)
 
-    def release(self) -> int:
-        """Free the policy's own large weights, which this plan holds in another precision; return the bytes.
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield every tensor that network calls read; a new instruction writes into them and moves none."""
+        yield from (self.noise_TD, self.goal_BD, self.out_weight_AD)
+        for i, tables in enumerate(self.layers):
+            yield from (value for value in vars(tables).values() if value is not None)
+            weights = self.weights(i)
+            values = [*weights.projection_DD]
+            for bank in (weights.experts, weights.shared):
+                values += [] if bank is None else [*bank.up_NED, bank.bias_NE, *bank.down_NDH]
+            yield from (value for value in values if value is not None)
 
-        From then on the policy acts through this plan and those of `for_batch` alone.
-
-        Raises:
-            PlanError: if the plan's precision is float32, where those weights are the plan's.
-        """
-        if self.precision == "float32":
-            raise PlanError("a plan of precision float32 uses the policy's own weights; they cannot be freed")
-        freed = 0
-        for weight in self._replaced():
-            freed += weight.numel() * weight.element_size()
-            weight.data = weight.data.new_empty(0)
-        return freed
-
-    def _replaced(self) -> list[Tensor]:
-        """The policy's weights that a plan of another precision than float32 has no use for."""
-        weights: list[Tensor] = []
-        for block in _blocks(self.policy.denoiser):
-            banks = [bank_of(block), *([] if block.shared is None else [block.shared])]
-            weights += [block.attention.proj.weight]
-            weights += [w for bank in banks for w in (bank.up_weight_NED, bank.down_weight_NDH)]  # type: ignore[attr-defined]
-            if not self.uses_goal:  # else the tables are computed anew for each instruction
-                weights += [block.attention.qkv.weight]
-                weights += [w for w in block.router.parameters() if w.ndim > 1]  # type: ignore[attr-defined]
-        return weights
+    def free(self, block: MoDEBlock) -> None:
+        """Free the large weights of one of the policy's blocks."""
+        free(large_weights(block, routing=not self.uses_goal))  # tables follow the goal, where it has a say
 
     def level(self, sigma: float) -> int:
         """Return the row of a noise level.
@@ -278,27 +277,6 @@ class InferencePlan:
         return bias_VE.clone(), shift_VD, routing.expert_RK, routing.weight_RK
 
 
-def network_calls(sampler: SamplerConfig, sigmas: list[float]) -> list[float]:
-    """Return the distinct noise levels at which a sampler calls the network, in the order of their first
-    call.
-
-    Found by running the sampler on a single number: its scalars depend on the grid alone.
-    """
-    seen: dict[float, None] = {}
-
-    def record(x: Tensor, sigma: float) -> Tensor:
-        seen[sigma] = None
-        return x
-
-    SAMPLERS[sampler.name](record, torch.zeros(1), sigmas, lambda: torch.zeros(1))
-    return list(seen)
-
-
-def _level(sigma: float, sigma_data: float) -> Level:
-    total = sigma**2 + sigma_data**2
-    return Level(sigma, sigma_data**2 / total, sigma * sigma_data / total**0.5, total**-0.5)
-
-
 def _blocks(denoiser: Denoiser) -> list[MoDEBlock]:
     return [block for block in denoiser.blocks if isinstance(block, MoDEBlock)]
 
@@ -315,3 +293,8 @@ def _check(policy: MoDEPolicy, batch: int) -> None:
                 f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope "
                 "'token'), so its choice is not known beforehand; call the policy itself"
             )
+
+
+def _check_there(block: MoDEBlock) -> None:
+    if block.attention.proj.weight.numel() == 0:
+        raise PlanError("the policy's weights were freed for another plan; load the checkpoint again")

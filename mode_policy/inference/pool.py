@@ -32,13 +32,15 @@ class EnginePool:
     alone, the others get the engine ``eager``.
 
     Args:
-        policy: Ready to act. In other precisions than float32 its own large weights are freed.
+        policy: Ready to act. Its large weights are freed where the engine holds them in another form.
         name: Of the engine.
         precision: Of the large weights.
 
     Attributes:
         engine: Name of the engine in use; "policy" where none can run this policy.
         reason: Why it is that one.
+
+    The sampler is the one that the policy has now.
 
     Raises:
         PlanError: for an unknown name or precision, or if that engine cannot run this policy.
@@ -55,11 +57,14 @@ class EnginePool:
         self.policy = policy
         self.name, self.precision = name, precision
         self._engines: OrderedDict[int, Engine] = OrderedDict()
-        self._start()
+        self._plan: InferencePlan | None = None
+        self.engine, self.reason = "policy", "it was asked for"
+        if name != "policy":
+            self._start()
 
     def prepare(self, batch: int) -> None:
         """Make the engine for a batch, however long that takes."""
-        self._refresh()
+        self._check()
         if self._plan is not None and batch not in self._engines:
             self._keep(batch, make_engine(self._plan.for_batch(batch), self.engine).engine)
 
@@ -72,8 +77,11 @@ class EnginePool:
             observation: Batch of B on the policy's device.
             draw: Returns standard normal ``(B, C, A)``: the start, then each of the sampler's draws.
             prefix: Committed actions that the chunks continue.
+
+        Raises:
+            PlanError: if the policy was given another sampler.
         """
-        self._refresh()
+        self._check()
         if self._plan is None:
             return self.policy.act(observation, noise=draw, prefix=prefix)
         engine = self._engine(self._plan, observation.batch_size)
@@ -81,13 +89,8 @@ class EnginePool:
         return engine.act(observation, noise=noise, prefix=prefix).actions_BCA
 
     def _start(self) -> None:
-        self._engines.clear()
-        self._plan: InferencePlan | None = None
-        self.engine, self.reason = "policy", "it was asked for"
-        if self.name == "policy":
-            return
         try:
-            plan = InferencePlan(self.policy, precision=self.precision)
+            plan = InferencePlan(self.policy, precision=self.precision, consume=True)
         except PlanError as error:
             if self.name != "auto" or self.precision != "float32":
                 raise
@@ -96,13 +99,10 @@ class EnginePool:
         chosen = make_engine(plan, self.name)
         self._plan, self.engine, self.reason = plan, chosen.engine.name, chosen.reason
         self._keep(1, chosen.engine)
-        if self.precision != "float32":
-            plan.release()
 
-    def _refresh(self) -> None:
-        """Start anew if the policy was given another sampler."""
+    def _check(self) -> None:
         if self._plan is not None and self._plan.sampler != self.policy.config.sampler:
-            self._start()
+            raise PlanError("the policy's sampler was changed after its engines were made; make them anew")
 
     def _engine(self, plan: InferencePlan, batch: int) -> Engine:
         if batch not in self._engines:

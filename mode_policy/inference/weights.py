@@ -8,9 +8,11 @@ Legend: D width, E = 3D or 2H outputs, H hidden width, N experts, P width of a h
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mode_kernels.quantize import quantize
@@ -22,6 +24,22 @@ from mode_policy.nn.experts import SwiGLUExperts
 #: weights alone, with a scale for each output channel.
 Precision = Literal["float32", "bfloat16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8", "fp8")
+
+
+class Linear(Protocol):
+    """A large weight in any layout."""
+
+    def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``x @ weightᵀ + bias`` in the type of x, for x of ``(…, inputs)``."""
+        ...
+
+
+class Bank(Protocol):
+    """A stack of them, one for each expert."""
+
+    def expert(self, n: int) -> Linear:
+        """Return expert n of the stack, without copying it."""
+        ...
 
 
 class Matrix(NamedTuple):
@@ -45,6 +63,10 @@ class Matrix(NamedTuple):
             return self.value.to(dtype)
         return (self.value.float() * self.scale[..., None]).to(dtype)
 
+    def apply(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``x @ weightᵀ + bias`` in the type of x."""
+        return F.linear(x, self.dense(x.dtype), None if bias is None else bias.to(x.dtype))
+
 
 class ExpertWeights(NamedTuple):
     """A bank of experts: ``up_NED`` and ``down_NDH`` large, ``bias_NE`` float32."""
@@ -66,6 +88,23 @@ class LayerWeights(NamedTuple):
     projection_DD: Matrix
     experts: ExpertWeights
     shared: ExpertWeights | None
+
+
+class BankProducts(NamedTuple):
+    """`ExpertWeights` in the layout that an engine likes."""
+
+    up: Bank
+    bias_NE: Tensor
+    down: Bank
+
+
+class LayerProducts(NamedTuple):
+    """A layer's large products, in the layout that an engine likes."""
+
+    qkv: Linear
+    projection: Linear
+    experts: BankProducts
+    shared: BankProducts | None
 
 
 def check_precision(precision: str) -> None:
@@ -108,6 +147,28 @@ def layer_weights(block: MoDEBlock, precision: Precision = "float32") -> LayerWe
     return LayerWeights(
         of(block.attention.proj.weight), bank(bank_of(block)), None if shared is None else bank(shared)
     )
+
+
+def large_weights(block: MoDEBlock, routing: bool) -> list[Tensor]:
+    """Return the parameters of a block that a plan replaces by forms of its own.
+
+    Args:
+        block: of the denoiser.
+        routing: with those that only the plan's tables are computed from.
+    """
+    banks = [bank_of(block), *([] if block.shared is None else [block.shared])]
+    found: list[Tensor] = [block.attention.proj.weight]
+    found += [w for bank in banks for w in (bank.up_weight_NED, bank.down_weight_NDH)]  # type: ignore[attr-defined]
+    if routing:
+        found += [block.attention.qkv.weight]
+        found += [w for w in block.router.parameters() if w.ndim > 1]  # type: ignore[attr-defined]
+    return found
+
+
+def free(weights: Iterable[Tensor]) -> None:
+    """Give back the memory of tensors; they are empty from then on."""
+    for weight in weights:
+        weight.data = weight.data.new_empty(0)
 
 
 def bank_of(block: MoDEBlock) -> SwiGLUExperts:

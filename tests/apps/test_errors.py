@@ -130,6 +130,30 @@ def test_a_missing_store_says_how_to_get_it(tmp_path):
         run(tmp_path, "task=pusht", "task.tasks=null", f"dataset.path={tmp_path}/none.zarr")
 
 
+def test_published_data_that_cannot_be_had_say_all_ways_forward(tmp_path):
+    (tmp_path / "libero_90").write_text("in the place where they would be fetched to")
+    command = ["task=libero90", f"dataset.folder={tmp_path}", f"run_dir={tmp_path}/run"]
+    data = to_plain(compose("train", command))
+    with pytest.raises(DataError) as refused:
+        train.run(build(TrainConfig, data), tmp_path / "run", data)
+    message = str(refused.value)
+    for way in ("mode-data download libero_90", "dataset.path=", "dataset.source=scripted", "minilm-l6-v2"):
+        assert way in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_looked_for_before_anything_is_collected(tmp_path):
+    with pytest.raises(ConfigError, match=r"no file vision.weights=.*absent"):
+        run(
+            tmp_path,
+            "policy.cameras=[corner2]",
+            "evaluation.episodes=0",
+            f"policy.vision.weights={tmp_path}/absent",
+            f"dataset.path={tmp_path}/demos.zarr",
+        )
+    assert not (tmp_path / "demos.zarr").exists()
+
+
 def test_data_dir_is_looked_at(tmp_path, monkeypatch):
     monkeypatch.setenv("MODE_DATA_DIR", str(tmp_path))
     assert to_plain(compose("train", ["task=pusht"]))["dataset"]["path"].startswith(str(tmp_path))

@@ -7,8 +7,10 @@ from mode_policy.apps import data
 from mode_policy.apps.expert_table import append_result, markdown, read_results
 from mode_policy.errors import DataError
 
-ROW = {"success": True, "steps": 120, "events": []}
+MOTION = {"mean_speed": 0.13, "peak_speed": 0.25, "jerk": 5.5}
+ROW = {"success": True, "steps": 120, "events": [], **MOTION}
 FAILURE = {
+    **MOTION,
     "success": False,
     "steps": 280,
     "events": ["the fingers missed milk_1", "milk_1 was lost on the way"],
@@ -45,8 +47,23 @@ def test_a_damaged_line_is_named(tmp_path, line):
 
 def test_a_table_says_how_many_and_why_not():
     text = markdown([(("object", "t", 0), ROW), (("object", "t", 1), FAILURE), (("goal", "u", 0), FAILURE)])
-    assert "| object | `t` | 1/2 | 120 | milk_1 was lost on the way |" in text
-    assert "| goal | `u` | 0/1 | - | milk_1 was lost on the way |" in text
+    assert "| object | `t` | 1/2 | 120 | milk_1 was lost on the way (1) |" in text
+    assert "| goal | `u` | 0/1 | - | milk_1 was lost on the way (1) |" in text
+    assert "| object | 1 | 0 | 1 of 2 | 120 | 0.130 | 0.25 | 6 |" in text
+    assert "| goal | 1 | 0 | 0 of 1 | - | - | - | - |" in text
+
+
+def test_an_episode_whose_process_dies_is_named_and_run_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mode_envs.worker.sys.executable", "/bin/false")
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(SystemExit):
+        data.main(
+            ["expert-table", "--suite", "goal", "--tasks", "7", "--states", "1", "--results", str(path)]
+        )
+    captured = capsys.readouterr()
+    assert "simulator process" in captured.out
+    assert "1 episodes could not be run; run the command again" in captured.out + captured.err
+    assert read_results(path) == {}
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path, capsys):

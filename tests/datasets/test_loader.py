@@ -44,14 +44,14 @@ def test_workers_change_nothing(windows: Windows, workers: int) -> None:
             assert same(loader(step), windows.batch(sampler.indices(step)))
 
 
-@pytest.fixture
-def loader(windows: Windows) -> Iterator[BatchLoader]:
-    with closing(
-        BatchLoader(windows, BatchSampler(len(windows), 8, seed=1), workers=2, prefetch=2)
-    ) as loader:
+@pytest.fixture(params=[2])
+def loader(windows: Windows, request: pytest.FixtureRequest) -> Iterator[BatchLoader]:
+    sampler = BatchSampler(len(windows), 8, seed=1)
+    with closing(BatchLoader(windows, sampler, workers=request.param, prefetch=2)) as loader:
         yield loader
 
 
+@pytest.mark.parametrize("loader", [0, 2], indirect=True)
 def test_batches_that_are_kept_stay_as_they_are(loader: BatchLoader) -> None:
     kept = [loader(step) for step in range(25)]
     parts = [loader(step).actions[3, 1:] for step in range(25, 50)]  # a part keeps the whole batch's memory
@@ -64,11 +64,14 @@ def test_batches_that_are_kept_stay_as_they_are(loader: BatchLoader) -> None:
         assert torch.equal(part, loader.windows.batch(loader.sampler.indices(step)).actions[3, 1:])
 
 
+@pytest.mark.parametrize("loader", [0, 2], indirect=True)
 def test_memory_is_used_again(loader: BatchLoader) -> None:
     places = {loader(step).actions.data_ptr() for step in range(1, 60)}
-    assert len(places) <= 2 * 2 + HELD + 1  # slots, and the first batch, which no worker makes
+    # Slots, and the first batch, which is in none.
+    assert len(places) <= loader.workers * loader.prefetch + HELD + 1
 
 
+@pytest.mark.parametrize("loader", [0, 2], indirect=True)
 def test_steps_come_in_any_order(loader: BatchLoader) -> None:
     for step in (5, 6, 3, 4, 5, 6, 7, 9, 9, 10**6, 0):
         assert same(loader(step), loader.windows.batch(loader.sampler.indices(step)))

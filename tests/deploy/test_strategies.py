@@ -114,6 +114,44 @@ def test_what_is_not_finite_is_not_continued():
     assert strategy.continuation(3, [running], delay=1) is None
 
 
+def test_a_new_chunk_fades_in():
+    """Position 0 goes on with its velocity where the old chunk ends; dimension 1 opens and closes."""
+    strategy = RealTimeChunking(execute=4, blend=3, positions=(0,), grippers=(1,))
+    old, new = chunk(0, length=8), chunk(5, length=8, offset=105)
+    new.actions[:, 1] = 1.0
+    joined = strategy.join(7, [old], new)
+    assert (joined.observed, joined.start) == (5, 5)
+    share = np.array([3, 2, 1]) / 4  # of the old one: its last action, and what is thought to follow
+    expected = share * [7, 8, 9] + (1 - share) * [107, 108, 109]
+    np.testing.assert_allclose(joined.actions[:, 0], [105, 106, *expected, 110, 111, 112])
+    np.testing.assert_array_equal(joined.actions[:, 1], 1.0)
+    np.testing.assert_array_equal(new.actions[:, 0], 105 + np.arange(8))
+
+
+def test_chunks_that_agree_are_joined_as_they_are():
+    strategy = RealTimeChunking(execute=4, blend=3, positions=(0, 1))
+    for tick in (5, 7, 8):
+        new = chunk(4, length=8, offset=4)
+        np.testing.assert_allclose(strategy.join(tick, [chunk(0)], new).actions, new.actions, atol=1e-6)
+
+
+def test_nothing_fades_in_from_standing_still():
+    strategy, new = RealTimeChunking(execute=4, blend=3), chunk(9, length=8, offset=50)
+    assert strategy.join(9, [], new) is new
+    assert strategy.join(9, [chunk(0, length=8)], new) is new, "the old one had ended a tick before"
+    assert strategy.join(8, [chunk(0, length=8)], chunk(8, offset=50)).actions[0, 0] < 50
+    assert RealTimeChunking(execute=4).join(8, [chunk(0)], new) is new, "it is not asked for"
+    broken = chunk(0, length=8)
+    broken.actions[2:] = np.nan
+    assert strategy.join(5, [broken], new) is new, "what is not finite was not executed"
+    assert np.isfinite(strategy.join(2, [broken], chunk(1, offset=9)).actions).all()
+    late = strategy.join(8, [chunk(0)], chunk(1, length=8, offset=9))  # its last action alone is left
+    np.testing.assert_array_equal(late.actions[:7, 0], 9 + np.arange(7))
+    for other in (Synchronous(execute=3), Asynchronous(execute=3)):
+        assert other.join(5, [chunk(0)], new) is new
+    assert TemporalEnsembling(decay=0.1, every=1, keep=2).join(5, [chunk(0)], new) is new
+
+
 def test_ensembling_averages_what_is_said_about_a_tick():
     strategy = TemporalEnsembling(decay=0.5, every=1, keep=3)
     chunks = [chunk(0, offset=0), chunk(1, offset=10), chunk(2, offset=20)]
@@ -139,9 +177,9 @@ def test_delays_are_estimated_by_the_longest_recent_one():
 
 def test_configuration():
     assert make_strategy(StrategyConfig(), 10, 8, (0, 1)) == RealTimeChunking(
-        execute=5, extend=3, positions=(0, 1)
+        execute=5, extend=3, blend=3, positions=(0, 1)
     )
-    assert make_strategy(StrategyConfig(execute=8, extend=0), 10, 8) == RealTimeChunking(execute=8)
+    assert make_strategy(StrategyConfig(execute=8, extend=0, blend=0), 10, 8) == RealTimeChunking(execute=8)
     assert make_strategy(StrategyConfig(), 10, 3).execute == 3
     assert make_strategy(StrategyConfig(), 1, 1).execute == 1
     assert make_strategy(StrategyConfig(name="asynchronous"), 10, 8) == Asynchronous(execute=8)

@@ -1,6 +1,8 @@
 """The virtual clock: the loop unchanged, and nothing but its seed decides what happens."""
 
 import importlib.util
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -152,12 +154,19 @@ def test_the_virtual_robot_stops_and_its_episode_ends():
 
 
 @pytest.fixture(scope="module")
-def moving_sizes():
+def benchmark_code():
     path = ROOT / "benchmarks" / "_realtime.py"
     described = importlib.util.spec_from_file_location("_realtime", path)
     module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
-    return module.moving_sizes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "_realtime", module)  # dataclasses look there
+        described.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def moving_sizes(benchmark_code):
+    return benchmark_code.moving_sizes
 
 
 def rows(commands, chunks):
@@ -190,3 +199,53 @@ def test_jumps_are_told_apart(moving_sizes):
     assert (delta["seam n"], delta["seam sum"]) == (2, 6), "it stops, and sets off again"
     assert delta["jerk n"] == 3
     np.testing.assert_allclose(delta["jerk sum"], 3 + 3 + 3)
+
+
+class Counting:
+    """A policy whose every answer says how many were asked together."""
+
+    def __init__(self):
+        self.together = []
+
+    def infer(self, requests):
+        self.together.append([r["tick"] for r in requests])
+        if any(r["tick"] is None for r in requests):
+            raise InferenceError("no tick")
+        return [np.full((1, 1), len(requests)) for _ in requests]
+
+
+def ask(benchmark_code, lengths, breaks=()):
+    """Run episodes of so many questions each, all at once; return what they were answered."""
+    together, service = benchmark_code.Together(), Counting()
+    answers = [[] for _ in lengths]
+
+    def episode(number):
+        try:
+            for tick in range(lengths[number]):
+                asked = None if number in breaks else tick
+                answers[number].append(int(together.infer(number, {"tick": asked})["actions"][0, 0]))
+        except InferenceError as error:
+            answers[number].append(str(error))
+        finally:
+            together.ended()
+
+    threads = [threading.Thread(target=episode, args=(n,), daemon=True) for n in range(len(lengths))]
+    for thread in threads:
+        together.began()
+        thread.start()
+    together.answer_all(service)
+    for thread in threads:
+        thread.join(10)
+    return answers, service
+
+
+def test_episodes_that_run_at_once_are_answered_together(benchmark_code):
+    answers, service = ask(benchmark_code, [3, 1, 2])
+    assert answers == [[3, 2, 1], [3], [3, 2]]
+    assert [len(asked) for asked in service.together] == [3, 2, 1]
+
+
+def test_a_refusal_ends_those_who_asked_and_no_one_waits_for_ever(benchmark_code):
+    answers, _ = ask(benchmark_code, [2, 2], breaks=(1,))
+    assert all(isinstance(a[-1], str) for a in answers)
+    assert "no tick" in "".join(a[-1] for a in answers)

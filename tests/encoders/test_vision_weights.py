@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from mode_policy.encoders.film_resnet import ResNet
 from mode_policy.encoders.vision import ImageEncoder
 from mode_policy.encoders.vision_config import VisionConfig
-from mode_policy.encoders.vision_weights import load_initial_weights
+from mode_policy.encoders.vision_weights import check_initial_weights, load_initial_weights
 from mode_policy.errors import ConfigError
 from mode_policy.types import IMAGE_PREFIX, Feature
 
@@ -59,6 +59,9 @@ def test_another_network_is_named(tmp_path):
     save_file(weights(width=8), tmp_path / "wide.safetensors")
     with pytest.raises(ConfigError, match=r"not those of resnet18 with width 4: .* tensors differ"):
         load_initial_weights(encoder(weights=str(tmp_path / "wide.safetensors")))
+    with pytest.raises(ConfigError, match=r"not those of resnet18 with width 4: .* tensors differ"):
+        check_initial_weights(VisionConfig(width=4, weights=str(tmp_path / "wide.safetensors")))
+    check_initial_weights(VisionConfig(width=8, weights=str(tmp_path / "wide.safetensors")))
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

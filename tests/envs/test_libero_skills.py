@@ -159,8 +159,42 @@ def test_an_object_at_rest_where_it_is_put_satisfies_the_predicate(stage):
     for rest in found:
         assert not clearance.object_touches(predicate[1], rest.pose)
         assert clearance.object_touches(predicate[1], rest.pose.moved(np.array([0, 0, -0.003])))
+        assert not clearance.object_touches(predicate[1], rest.pose.moved(np.array([0, 0, rest.headroom])))
     scene.update(observation)
     assert not scene.holds(predicate)
+
+
+@needs_libero
+def test_an_object_put_towards_the_edge_of_a_region_is_in_it(stage):
+    from mode_envs.libero_skills.placements import rests
+
+    _, scene, clearance, _, _ = stage
+    predicate = ["on", "akita_black_bowl_1", "white_cabinet_1_top_side"]
+    site, size = scene.region(predicate[2])
+    pose = scene.site(site)
+    found = rests(scene, clearance, predicate, np.random.default_rng(0), enough=3, edge=True)
+    assert found
+    for rest in found:
+        assert scene.would_hold(predicate, predicate[1], rest.pose.moved(np.array([0, 0, -0.002])))
+        off = np.abs((rest.pose.position - pose.position)[:2]) / np.abs(pose.rotation @ size)[:2]
+        assert off.max() < 1
+
+
+@needs_libero
+def test_links_keep_clear_of_objects_but_of_the_one_in_the_hand(stage):
+    _, scene, _, arm, observation = stage
+    name = "akita_black_bowl_1"
+    angles = arm.solve(scene.hand)
+    assert angles is not None
+    assert arm.clear(angles)
+    address = scene._addresses[name]
+    before = scene.data.qpos[address : address + 3].copy()
+    elbow = scene.data.body("robot0_link4").xpos
+    scene.data.qpos[address : address + 3] = elbow
+    assert not arm.clear(angles)
+    assert arm.clear(angles, ignore=(name,))
+    scene.data.qpos[address : address + 3] = before
+    scene.update(observation)
 
 
 @needs_libero
@@ -211,6 +245,7 @@ def test_an_episode_repeats_itself_and_another_seed_makes_another(stage):
     [
         ("goal", "turn_on_the_stove"),
         ("goal", "put_the_cream_cheese_in_the_bowl"),
+        ("goal", "push_the_plate_to_the_front_of_the_stove"),
         ("10", DRAWER),
         ("90", "KITCHEN_SCENE7_put_the_white_bowl_on_the_plate"),
         ("90", "LIVING_ROOM_SCENE4_stack_the_left_bowl_on_the_right_bowl_and_place_them_in_the_tray"),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mode_policy.diffusion.samplers import SAMPLERS
+from mode_policy.export.columns import ColumnNetwork
 from mode_policy.export.compact import used_experts, with_experts
 from mode_policy.export.graph import ActionGraph, inputs_of, unrolled
 from mode_policy.export.write import probes
-from mode_policy.inference.cpu import ColumnNetwork
 from mode_policy.inference.network import PlannedNetwork
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.policy import MoDEPolicy

@@ -62,22 +62,32 @@ def test_a_cast_weight_stands_for_the_weight(precision):
 
 
 @pytest.mark.parametrize("goal", [False, True])
-def test_released_weights_are_not_needed(goal):
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_consumed_weights_are_not_needed(goal, precision):
     denoiser = {"dim": 16, "num_layers": 2, "num_heads": 2, "router": {"goal": goal}}
+    expected = actions(InferencePlan(trained(denoiser=denoiser), SAMPLER, 2, precision), CpuEngine)
     policy = trained(denoiser=denoiser)
-    large = sum(p.numel() for b in policy.denoiser.blocks for p in b.experts.parameters() if p.ndim == 3)
-    plan = InferencePlan(policy, SAMPLER, 2, "int8")
-    before = actions(plan), actions(plan.for_batch(3))
-    assert plan.release() >= 4 * large
-    after = actions(plan), actions(plan.for_batch(3))
+    plan = InferencePlan(policy, SAMPLER, 2, precision, consume=True)
+    before = actions(plan, CpuEngine), actions(plan.for_batch(3), CpuEngine)
+    assert all(p.numel() == 0 for b in policy.denoiser.blocks for p in b.experts.parameters() if p.ndim == 3)
+    after = actions(plan, CpuEngine), actions(plan.for_batch(3), CpuEngine)
+    assert torch.equal(before[0], expected)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     with pytest.raises(PlanError, match="were freed for another plan; load the checkpoint again"):
         InferencePlan(policy)
 
 
-def test_float32_weights_cannot_be_released():
-    with pytest.raises(PlanError, match="precision float32 uses the policy's own weights"):
-        InferencePlan(trained()).release()
+def test_an_engine_of_plain_products_finds_no_packed_weights():
+    plan = InferencePlan(trained(), SAMPLER, consume=True)
+    CpuEngine(plan)
+    with pytest.raises(PlanError, match="were freed for another plan; load the checkpoint again"):
+        actions(plan)
+
+
+def test_weights_in_use_are_not_consumed():
+    policy = trained()
+    before = actions(InferencePlan(policy, SAMPLER, consume=True))
+    assert torch.equal(before, actions(InferencePlan(policy, SAMPLER)))
 
 
 def test_unknown_precisions_are_refused():

@@ -40,6 +40,17 @@ def test_places_that_take_no_files_are_explained(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("place", ["/proc/page.html", "{folder}"])
+def test_places_that_cannot_be_this_file_are_explained(place, tmp_path):
+    with pytest.raises(ModePolicyError, match=r"cannot write .*; choose another place"):
+        write_text(Path(place.format(folder=tmp_path)), "")
+
+
+def test_a_missing_file_that_was_to_be_read_is_no_bad_place(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+        (tmp_path / "b.txt").read_text()
+
+
 def test_a_full_disk_is_explained_and_given_back(full_disk):
     write_text(full_disk / "a.txt", "old")
     with pytest.raises(

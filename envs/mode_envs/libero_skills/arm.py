@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from mode_envs.libero_skills.poses import Pose, rotation_vector
@@ -30,8 +32,7 @@ class Arm:
         links = [
             b for b in range(model.nbody) if model.body(b).name in {f"robot0_link{i}" for i in range(3, 8)}
         ]
-        movable = {ROBOT, WORLD, *scene.objects}
-        self._furniture = np.flatnonzero(scene.touchable & [o not in movable for o in scene.owner])
+        self._obstacles = np.flatnonzero(scene.touchable & ~np.isin(scene.owner, [ROBOT, WORLD]))
         self._links = np.flatnonzero(np.isin(model.geom_bodyid, links) & scene.touchable)
 
     def solve(self, pose: Pose, start: np.ndarray | None = None) -> np.ndarray | None:
@@ -69,19 +70,25 @@ class Arm:
             angles = np.clip(angles, self._low, self._high)
         return None
 
-    def reaches(self, pose: Pose) -> bool:
-        """Return whether a pose can be reached with no part of the arm inside the furniture."""
-        angles = self.solve(pose)
-        return angles is not None and self.clear(angles)
+    def reaches(self, pose: Pose, ignore: Collection[str] = ()) -> bool:
+        """Return whether a pose can be reached with no part of the arm inside something.
 
-    def clear(self, angles: np.ndarray) -> bool:
-        """Return whether the links are free of everything that does not move by itself."""
+        Args:
+            pose: Of the hand.
+            ignore: Objects that the arm may touch, such as that in the hand.
+        """
+        angles = self.solve(pose)
+        return angles is not None and self.clear(angles, ignore)
+
+    def clear(self, angles: np.ndarray, ignore: Collection[str] = ()) -> bool:
+        """Return whether the links are free of furniture and objects, but for those to ignore."""
         import mujoco
 
         scene, data = self._scene, self._data
+        data.qpos[:] = scene.data.qpos
         data.qpos[scene.arm_addresses] = angles
         mujoco.mj_kinematics(scene.model, data)
-        obstacles = self._furniture
+        obstacles = self._obstacles[~np.isin(scene.owner[self._obstacles], list(ignore))]
         if not len(obstacles):
             return True
         gaps = np.linalg.norm(data.geom_xpos[self._links, None] - data.geom_xpos[obstacles], axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from mode_envs.libero_skills.placements import Rest, rests
 from mode_envs.libero_skills.poses import Pose, angle_between
 from mode_envs.libero_skills.routes import UP, route, way_out
 from mode_envs.libero_skills.scene import Predicate
+from mode_envs.libero_skills.slide import can_slide, slide
 
 _CLOSING, _OPENING = 10, 8  # steps that the fingers need
 _TRIED = 250  # grasps that are considered
@@ -22,6 +24,8 @@ _LOW = 0.02  # m to fall that need not be improved on
 _LEAST = 0.0015  # m between fingers that hold something
 _SLIP = 0.035  # m that an object may move in the hand
 _DROPS = (0.004, 0.015, 0.03, 0.06, 0.1, 0.15)  # m above its rest at which it is let go
+_MANNERS = ((0.0, False), (0.0, True), (math.pi / 2, False), (math.pi / 2, True), (math.pi / 4, True))
+"""How an object is put down: tipped by an angle (rad), at the edge of a region; the first that works."""
 _LEANS = (0.35, 0.7, 1.05, 1.4)
 
 
@@ -50,21 +54,26 @@ def carry(context: Context, predicate: Predicate) -> Actions:
     """Pick up the predicate's first argument and put it where the predicate holds."""
     name = predicate[1]
     transfer = _choose(context, predicate)
+    if transfer is None and can_slide(context, predicate):
+        return (yield from slide(context, predicate))
     if transfer is None:
         return context.failed(f"no way to carry {name} to {predicate[2]}")
     scene, grasp = context.scene, transfer.grasp
-    start = scene.hand
-    path = route(context, start, transfer.before)
+    in_object = scene.pose(name).inverse() @ grasp.hand
+    path = route(context, scene.hand, transfer.before)
     yield from follow(context, path, OPEN, tolerance=(0.02, 0.2))
     if not (yield from follow(context, [grasp.hand], OPEN, speed=0.12)):
+        context.failed_grasps.setdefault(name, []).append(in_object)
         return context.failed(f"the hand did not get to {name}")
     yield from hold(context, grasp.hand, CLOSED, _CLOSING)
     if scene.opening < _LEAST:
+        context.failed_grasps.setdefault(name, []).append(in_object)
         return context.failed(f"the fingers missed {name}")
     held = Held(name, scene.hand.inverse() @ scene.pose(name))
     lifted = Pose(transfer.lifted.position - grasp.hand.position + scene.hand.position, scene.hand.rotation)
     yield from follow(context, [lifted], CLOSED, speed=0.15, tolerance=(0.02, 0.2))
     if not _holds(context, held):
+        context.failed_grasps.setdefault(name, []).append(in_object)
         return context.failed(f"{name} slipped while it was lifted")
     return (yield from _put(context, predicate, transfer.rest))
 
@@ -107,9 +116,10 @@ def _where_to(context: Context, predicate: Predicate, held: Held, rest: Rest) ->
 
 
 def _holds(context: Context, held: Held) -> bool:
+    """Return whether an object is still held where it was; it may have turned about the fingers."""
     scene = context.scene
-    there = (scene.hand @ held.in_hand).position
-    return scene.opening > _LEAST and float(np.linalg.norm(there - scene.pose(held.name).position)) < _SLIP
+    there = (scene.pose(held.name) @ held.in_hand.inverse()).position
+    return scene.opening > _LEAST and float(np.linalg.norm(there - scene.hand.position)) < _SLIP
 
 
 def _choose(context: Context, predicate: Predicate) -> _Transfer | None:
@@ -117,8 +127,8 @@ def _choose(context: Context, predicate: Predicate) -> _Transfer | None:
     scene, name = context.scene, predicate[1]
     boxes = scene.boxes(scene.geoms(name))
     grasps = {False: propose(boxes, scene.hand, context.rng)}
-    for tipped in (False, True):
-        goals = rests(scene, context.clearance, predicate, context.rng, tipped=tipped)
+    for tip, edge in _MANNERS:
+        goals = rests(scene, context.clearance, predicate, context.rng, tip=tip, edge=edge)
         for leaning in (False, True):
             if leaning not in grasps:
                 grasps[leaning] = propose(boxes, scene.hand, context.rng, tilted(_LEANS), yaws=8, each=6)
@@ -132,8 +142,11 @@ def _best(context: Context, name: str, grasps: Sequence[Grasp], goals: Sequence[
     scene = context.scene
     best: _Transfer | None = None
     looked_at: list[Grasp] = []
+    avoided = [scene.pose(name) @ hand for hand in context.failed_grasps.get(name, [])]
     for grasp in grasps[:_TRIED]:
-        if any(_alike(grasp, other) for other in looked_at):
+        if any(_alike(grasp.hand, other.hand) for other in looked_at):
+            continue
+        if any(_alike(grasp.hand, other) for other in avoided):
             continue
         before = _before(context, grasp)
         if before is None:
@@ -152,10 +165,10 @@ def _best(context: Context, name: str, grasps: Sequence[Grasp], goals: Sequence[
     return best
 
 
-def _alike(grasp: Grasp, other: Grasp) -> bool:
+def _alike(grasp: Pose, other: Pose) -> bool:
     """Return whether two grasps are so near each other that what bars one bars the other."""
-    apart = float(np.linalg.norm(grasp.hand.position - other.hand.position))
-    return apart < 0.012 and angle_between(grasp.hand.rotation, other.hand.rotation) < 0.45
+    apart = float(np.linalg.norm(grasp.position - other.position))
+    return apart < 0.012 and angle_between(grasp.rotation, other.rotation) < 0.45
 
 
 def _before(context: Context, grasp: Grasp) -> Pose | None:
@@ -167,11 +180,11 @@ def _before(context: Context, grasp: Grasp) -> Pose | None:
 
 def _release(context: Context, held: Held, rest: Rest, opening: float) -> _Release | None:
     """Return where the hand lets go, and where it comes from, or None if it cannot."""
-    for drop in _DROPS:
+    for drop in (d for d in _DROPS if d <= max(rest.headroom, _DROPS[0])):
         hand = rest.pose.moved(drop * UP) @ held.in_hand.inverse()
         if not context.clearance.free(hand, FULLY_OPEN, ignore=(held.name,), margin=0.001):
             continue
-        if not context.arm.reaches(hand):
+        if not context.arm.reaches(hand, ignore=(held.name,)):
             return None
         arrival = way_out(context, hand, opening, held)
         if arrival is not None:

@@ -101,7 +101,8 @@ def _reachable(
 ) -> tuple[float, float]:
     """Return how much of the turn the hand should follow, and which part of the way it can."""
     start = context.arm.solve(hand)
-    if start is None or not context.arm.clear(start):
+    # Objects may stand in the way of the arm that the joint pushes aside or carries along.
+    if start is None or not context.arm.clear(start, ignore=context.scene.objects):
         return 0.0, 0.0
     hinge = not is_slide(context.scene, joint)
     best = (0.0, 0.0)

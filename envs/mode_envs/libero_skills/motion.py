@@ -28,7 +28,19 @@ _TURN_LEAD = 0.4  # rad
 
 @dataclass
 class Context:
-    """What skills share: the scene, what can be asked about it, chance, the last action, what failed."""
+    """What skills share: the scene, what can be asked about it, chance, the last action, what failed.
+
+    Attributes:
+        scene: The scene.
+        clearance: Of the scene.
+        arm: Of the scene.
+        rng: What varies from episode to episode.
+        pace: How fast it is done; 1 is the usual.
+        last: Motion of the last action, ``(6,)``.
+        events: What went wrong.
+        steps: Actions so far.
+        failed_grasps: Poses of the hand in the frames of objects that could not be held so.
+    """
 
     scene: Scene
     clearance: Clearance
@@ -38,6 +50,7 @@ class Context:
     last: np.ndarray = field(default_factory=lambda: np.zeros(6))
     events: list[str] = field(default_factory=list)
     steps: int = 0
+    failed_grasps: dict[str, list[Pose]] = field(default_factory=dict)
 
     def failed(self, why: str) -> bool:
         """Note why a skill gives up, and return False."""

@@ -15,12 +15,13 @@ UP = np.array([0.0, 0.0, 1.0])
 _STEP = 0.01  # m, of the search downwards
 _FINE = 0.001
 _TRIED = 150  # spots and turns
-_QUARTER = math.pi / 2
 _LEVEL = tuple(np.array(axis) for axis in ((1.0, 0, 0), (-1.0, 0, 0), (0, 1.0, 0), (0, -1.0, 0)))
 _ROOM = 0.006  # m around an object that can be put down with ease
 _TIGHT = 0.5  # cost of less
 _ON_TOP = 0.10  # m above a region that still count as on it
+_HEADROOM = 0.15  # m above a rest that are looked at
 _SPREAD = (0.0, 0.35, -0.35, 0.7, -0.7)  # of a region's half sizes
+_EDGE = 0.93  # of a region's half size
 _SIDE = 0.65  # of a region's half size, for objects that share it
 _NEAR = (0.0, 0.01, -0.01)  # m from the middle of an object
 _TURNS = tuple(math.radians(a) for a in (0, 30, -30, 60, -60, 90, -90, 120, -120, 150, -150, 180))
@@ -28,9 +29,16 @@ _TURNS = tuple(math.radians(a) for a in (0, 30, -30, 60, -60, 90, -90, 120, -120
 
 @dataclass(frozen=True)
 class Rest:
-    """A pose at which an object rests and a predicate holds; lower costs are better."""
+    """A pose at which an object rests and a predicate holds.
+
+    Attributes:
+        pose: The object's.
+        headroom: How far the object can rise from there before it touches something, at most 0.15 m.
+        cost: Lower is better.
+    """
 
     pose: Pose
+    headroom: float
     cost: float
 
 
@@ -40,7 +48,8 @@ def rests(
     predicate: Predicate,
     rng: np.random.Generator,
     enough: int = 10,
-    tipped: bool = False,
+    tip: float = 0.0,
+    edge: bool = False,
 ) -> list[Rest]:
     """Return poses for the predicate's first argument, the best first.
 
@@ -50,12 +59,16 @@ def rests(
         predicate: Such as ``["on", "milk_1", "plate_1"]``.
         rng: Varies them a little.
         enough: How many will do.
-        tipped: Lay the object on a side instead of setting it down as it stands.
+        tip: Angle (rad) by which to lay the object on a side instead of setting it down as it stands.
+        edge: Look at the edge of a region, too, which the hand may reach where it does not get inside.
     """
     name, target = predicate[1], predicate[2]
     region = scene.region(target)
     now = scene.pose(name)
-    spots = _spots_on_object(scene, target, rng) if region is None else _spots_in(scene, predicate, rng)
+    if region is None:
+        spots = [] if edge else _spots_on_object(scene, target, rng)
+    else:
+        spots = _spots_in(scene, predicate, rng, edge)
     candidates = []
     frame = (
         scene.pose(scene.owner_of_region(target)).rotation
@@ -64,9 +77,9 @@ def rests(
     )
     aligned = _aligned(scene, name, frame)
     turns = [(turn, now.rotation) for turn in (*_TURNS, *aligned)]
-    if tipped:
-        tips = [rotation_about(axis, _QUARTER) @ now.rotation for axis in _LEVEL]
-        turns = [(turn, tip) for tip in tips for turn in aligned]
+    if tip:
+        tips = [rotation_about(axis, tip) @ now.rotation for axis in _LEVEL]
+        turns = [(turn, side) for side in tips for turn in aligned]
     for spot, heights, cost in spots:
         for turn, standing in turns:
             extra = 0.15 * abs(turn) + float(rng.normal(0.0, 0.02))
@@ -77,7 +90,7 @@ def rests(
         pose = _settle(clearance, name, Pose(np.array([*spot, heights[1]]), rotation), heights[0])
         if pose is not None and scene.would_hold(predicate, name, pose.moved(-2 * _FINE * UP)):
             tight = clearance.object_touches(name, pose.moved(_ROOM * UP), margin=0.8 * _ROOM)
-            found.append(Rest(pose, cost + _TIGHT * tight))
+            found.append(Rest(pose, _headroom(clearance, name, pose), cost + _TIGHT * tight))
             if len(found) == enough:
                 break
     return sorted(found, key=lambda rest: rest.cost)
@@ -116,6 +129,14 @@ def _settle(clearance: Clearance, name: str, top: Pose, lowest: float) -> Pose |
     return fine if fine.position[2] > lowest else None
 
 
+def _headroom(clearance: Clearance, name: str, rest: Pose) -> float:
+    """Return how far an object can rise from where it rests, m."""
+    for step in range(1, round(_HEADROOM / _STEP) + 1):
+        if clearance.object_touches(name, rest.moved(step * _STEP * UP)):
+            return (step - 1) * _STEP
+    return _HEADROOM
+
+
 Spot = tuple[np.ndarray, tuple[float, float], float]
 """Position ``(2,)``, lowest and highest height (m), cost."""
 
@@ -132,7 +153,7 @@ def _spots_on_object(scene: Scene, target: str, rng: np.random.Generator) -> lis
     return spots
 
 
-def _spots_in(scene: Scene, predicate: Predicate, rng: np.random.Generator) -> list[Spot]:
+def _spots_in(scene: Scene, predicate: Predicate, rng: np.random.Generator, edge: bool) -> list[Spot]:
     region = scene.region(predicate[2])
     assert region is not None
     pose, extent = scene.site(region[0]), np.abs(scene.site(region[0]).rotation @ region[1])
@@ -140,9 +161,10 @@ def _spots_in(scene: Scene, predicate: Predicate, rng: np.random.Generator) -> l
     heights = (float(pose.position[2] - extent[2]) - 0.03, float(top))
     wished = _share(scene, predicate) * extent[:2]
     spots = []
-    for x in _SPREAD:
-        for y in _SPREAD:
-            shift = (np.array([x, y]) + rng.normal(0.0, 0.05, 2)) * extent[:2]
+    spread = (-_EDGE, 0.0, _EDGE) if edge else _SPREAD
+    for x in spread:
+        for y in spread:
+            shift = np.clip(np.array([x, y]) + rng.normal(0.0, 0.05, 2), -_EDGE, _EDGE) * extent[:2]
             spots.append((pose.position[:2] + shift, heights, 6 * float(np.linalg.norm(shift - wished))))
     return spots
 

@@ -19,6 +19,8 @@ def pursue(context: Context) -> Actions:
     """Make all of the goal's predicates hold, with a bounded number of attempts."""
     scene = context.scene
     tries: dict[str, int] = {}
+    origins: dict[str, np.ndarray] = {}
+    farthest: dict[str, float] = {}
     idle = 0
     for _ in range(_ATTEMPTS):
         pending = [p for p in ordered(scene, scene.goal) if not scene.holds(p)]
@@ -26,11 +28,12 @@ def pursue(context: Context) -> Actions:
             return True
         predicate = _needed_first(scene, pending[0])
         key = " ".join(predicate)
-        steps, joints = context.steps, _joint_values(scene, predicate)
+        steps, origin = context.steps, origins.setdefault(key, _joint_values(scene, predicate))
         yield from achieve(context, predicate, tries.get(key, 0))
-        moved = np.abs(_joint_values(scene, predicate) - joints).max(initial=0.0)
-        # What went a part of the way may go on as it began.
-        tries[key] = 0 if moved > _PROGRESS else tries.get(key, 0) + 1
+        moved = float(np.abs(_joint_values(scene, predicate) - origin).max(initial=0.0))
+        # What went a part of the way may go on as it began, unless it came back.
+        tries[key] = 0 if moved > farthest.get(key, 0.0) + _PROGRESS else tries.get(key, 0) + 1
+        farthest[key] = max(moved, farthest.get(key, 0.0))
         idle = idle + 1 if context.steps == steps else 0
         if idle == _IDLE:
             break

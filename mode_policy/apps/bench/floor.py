@@ -11,6 +11,9 @@ from mode_policy.inference.cost import multiply_adds, weight_bytes
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.types import Observation
 
+#: Numbers that are read on a processor, more than its caches hold, and the side of the matrices.
+READ, SIDE = 2**28, 2048
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -47,8 +50,8 @@ def measure(device: torch.device, dtype: torch.dtype = torch.float32) -> Rates:
 
         read, side = 1e9 * read_bandwidth(), 8192
     else:
-        data = torch.ones(2**28)
-        read, side = 4 * len(data) / min(in_turns({"": data.sum}, 5)[""]), 2048
+        data = torch.ones(READ)
+        read, side = 4 * len(data) / min(in_turns({"": data.sum}, 5)[""]), SIDE
         del data
     square = torch.randn(side, side, device=device).to(dtype)
     return Rates(read, side**3 / min(in_turns({"": lambda: square @ square}, 10)[""]))

@@ -141,7 +141,7 @@ def _experts(config: KernelBench, say: Say) -> Row:
 
     def step(function: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         out = function(x, expert, route, *weights)
-        return [out, *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
     say(f"experts of width {dim}, batch {batch}, forward and backward")
     for a, b in zip(step(functions["ours"]), step(functions["dense_eager"]), strict=True):

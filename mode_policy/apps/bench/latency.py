@@ -9,29 +9,34 @@ without what the process held before.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mode_policy.apps.bench.floor import Floor, Rates, floor, measure
+from mode_policy.apps.bench.engines import make
+from mode_policy.apps.bench.floor import Rates, floor, measure
 from mode_policy.apps.bench.memory import Setting, measured
-from mode_policy.apps.bench.policies import SIZES, random_observation, random_policy
+from mode_policy.apps.bench.policies import policy_of, random_observation
 from mode_policy.apps.bench.record import Row
-from mode_policy.apps.bench.timing import in_turns, percentiles
-from mode_policy.checkpoint import load_policy
-from mode_policy.config import SamplerConfig
+from mode_policy.apps.bench.timing import Others, in_turns, percentiles
 from mode_policy.errors import ExportError, PlanError
-from mode_policy.inference.auto import make_engine
-from mode_policy.inference.engine import EagerEngine, Engine
+from mode_policy.inference.engine import EagerEngine
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.inference.weights import Precision
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import Observation
 
 Say = Callable[[str], None]
+
+#: Returns actions in raw units.
+Act = Callable[[], Tensor]
+
+#: Other implementations of a policy, by name and precision, that run in turns with its engines. They are made
+#: for an observation and the noise that the sampler begins with.
+Rivals = Callable[[MoDEPolicy, Observation, Tensor], Mapping[tuple[str, Precision], Act]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,8 @@ class LatencyBench:
         size: of a policy with random weights, one of `SIZES`.
         checkpoint: a policy of your own instead.
         cameras: give the random policy two cameras (ResNet-50, 224 and 112 pixels) instead of states.
-        engines: names; those that cannot run here are left out and named.
-        precisions: of the large weights.
+        runs: engines, by their names in `mode_policy.apps.bench.engines`, with the precision of the large
+            weights; those that cannot run here are left out and named.
         batches: samples of a chunk.
         steps: of the sampler; None for the policy's own.
         rounds: timed runs of each.
@@ -54,8 +59,7 @@ class LatencyBench:
     size: str = "small"
     checkpoint: str | None = None
     cameras: bool = False
-    engines: tuple[str, ...] = ("cpu", "eager")
-    precisions: tuple[Precision, ...] = ("float32",)
+    runs: tuple[tuple[str, Precision], ...] = (("cpu", "float32"), ("eager", "float32"))
     batches: tuple[int, ...] = (1,)
     steps: int | None = None
     rounds: int = 20
@@ -63,108 +67,117 @@ class LatencyBench:
     memory: bool = True
 
 
-def run(config: LatencyBench, say: Say) -> tuple[list[Row], Row]:
-    """Measure; return a row for each engine, and what was measured of the machine.
+def run(config: LatencyBench, say: Say, rivals: Rivals | None = None) -> tuple[list[Row], Row]:
+    """Measure; return a row for each engine and rival, and what was measured of the machine.
 
     Raises:
         PlanError: if no engine can run here.
     """
-    device = torch.device(config.device)
-    if config.checkpoint is None:
-        policy = random_policy(SIZES[config.size], cameras=config.cameras).to(device)
-    else:
-        policy = load_policy(config.checkpoint, device=device)
+    memory = _memories(config, say) if config.memory else {}  # first, while this process is small
     say("what this machine can do")
+    device = torch.device(config.device)
     rates = measure(device, torch.bfloat16 if config.device == "cuda" else torch.float32)
-    sampler = policy.config.sampler
-    if config.steps is not None:
-        sampler = replace(sampler, steps=config.steps)
-    rows = [row for batch in config.batches for row in _batch(config, policy, sampler, batch, rates, say)]
-    if not rows:
-        raise PlanError(f"none of the engines {', '.join(config.engines)} can run here")
-    return rows, {"read_GBps": round(rates.read / 1e9, 2), "product_GMACps": round(rates.products / 1e9, 2)}
+    policy = policy_of(config.size, config.checkpoint, config.cameras, config.steps, config.device)
+    rows, others = [], Others()
+    for batch in config.batches:
+        for row in _batch(config, policy, batch, rates, say, rivals):
+            rows.append(row | memory.get((row["engine"], row["precision"], batch), {}))
+    used = others.processors()
+    if used is not None:
+        say(f"other programs used {used} processors meanwhile")
+    return rows, {
+        "read_GBps": round(rates.read / 1e9, 2),
+        "product_GMACps": round(rates.products / 1e9, 2),
+        "processors_used_by_others": used,
+    }
 
 
 def _batch(
-    config: LatencyBench, policy: MoDEPolicy, sampler: SamplerConfig, batch: int, rates: Rates, say: Say
+    config: LatencyBench, policy: MoDEPolicy, batch: int, rates: Rates, say: Say, rivals: Rivals | None
 ) -> list[Row]:
     observation = random_observation(policy, batch)
-    exact = EagerEngine(InferencePlan(policy, sampler, batch))
+    exact = EagerEngine(InferencePlan(policy, batch=batch))
     shape = (batch, policy.config.chunk, policy.action_dim)
-    noise = [torch.randn(shape, device=policy.device) for _ in range(exact.num_draws)]
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(shape, generator=generator).to(policy.device) for _ in range(exact.num_draws)]
     expected = exact.act(observation, noise=noise).actions_BCA
-    engines: dict[tuple[str, Precision], Engine] = {}
-    floors: dict[Precision, Floor] = {}
-    errors: dict[tuple[str, Precision], float] = {}
-    for precision in config.precisions:
-        plan = InferencePlan(policy, sampler, batch, precision)
-        floors[precision] = floor(plan, observation, rates)
-        for name in config.engines:
+    runs: dict[tuple[str, Precision], Act] = {}
+    known: dict[Precision, Row] = {}
+    for precision in dict.fromkeys(precision for _, precision in config.runs):
+        plan = InferencePlan(policy, batch=batch, precision=precision)
+        for name in (name for name, of in config.runs if of == precision):
             say(f"engine {name}, {precision}, batch {batch}: making it")
             try:
-                engine = make_engine(plan, name).engine
+                engine = make(plan, name)
+                engine.act(observation, noise=noise)
             except (PlanError, ExportError) as error:
                 say(f"engine {name}, {precision}, left out: {error}")
                 continue
-            found = engine.act(observation, noise=noise).actions_BCA
-            engines[name, precision] = engine
-            errors[name, precision] = _error(found, expected)
-    say(f"batch {batch}: {', '.join(' '.join(key) for key in engines)}")
-    times = in_turns(
-        {" ".join(key): _acting(engine, observation, noise) for key, engine in engines.items()},
-        config.rounds,
-        warm_up=50 if config.device == "cuda" else 2,
-    )
-    rows = []
-    for (name, precision), engine in engines.items():
-        seconds, least = times[f"{name} {precision}"], floors[precision]
-        row: Row = {"engine": name, "precision": precision, "batch": batch, "steps": sampler.steps}
-        row |= percentiles(seconds)
-        row |= {
+            runs[name, precision] = lambda e=engine: e.act(observation, noise=noise).actions_BCA  # type: ignore[misc]
+        least = floor(plan, observation, rates)
+        known[precision] = {
             "floor_ms": round(1e3 * least.seconds, 3),
-            "over_floor": round(row["p50_ms"] / (1e3 * least.seconds), 2),
             "read_GB": round(least.gigabytes, 4),
             "GMAC": round(least.giga_multiply_adds, 4),
-            "error": float(f"{errors[name, precision]:.1e}"),
         }
-        if config.device == "cuda":
-            row["kernels"] = kernels(lambda e=engine: e.act(observation, noise=noise))  # type: ignore[misc]
-        if config.memory:
-            row |= _memory(config, name, precision, batch, say)
+    if not runs:
+        names = ", ".join(dict.fromkeys(name for name, _ in config.runs))
+        raise PlanError(f"none of the engines {names} can run here")
+    if rivals is not None:
+        runs |= rivals(policy, observation, noise[0])
+    errors = {key: _error(act(), expected) for key, act in runs.items()}
+    say(f"batch {batch}, in turns: {', '.join(' '.join(key) for key in runs)}")
+    cuda = config.device == "cuda"
+    times = in_turns({" ".join(key): act for key, act in runs.items()}, config.rounds, 50 if cuda else 1)
+    rows = []
+    for (name, precision), act in runs.items():
+        row: Row = {
+            "engine": name,
+            "precision": precision,
+            "batch": batch,
+            "steps": policy.config.sampler.steps,
+        }
+        row |= percentiles(times[f"{name} {precision}"])
+        if precision in known:
+            row |= {"over_floor": round(row["p50_ms"] / known[precision]["floor_ms"], 2)} | known[precision]
+        row["error"] = float(f"{errors[name, precision]:.1e}")
+        if cuda:
+            row["kernels"] = kernels(act)
         rows.append(row)
     return rows
-
-
-def _acting(engine: Engine, observation: Observation, noise: list[Tensor]) -> Callable[[], object]:
-    return lambda: engine.act(observation, noise=noise)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def _memory(config: LatencyBench, name: str, precision: Precision, batch: int, say: Say) -> Row:
-    say(f"engine {name}, {precision}, batch {batch}: its memory")
-    setting = Setting(
-        size=config.size,
-        checkpoint=config.checkpoint,
-        cameras=config.cameras,
-        engine=name,
-        precision=precision,
-        batch=batch,
-        device=config.device,
-        threads=torch.get_num_threads(),
-    )
-    try:
-        memory = measured(setting)
-    except subprocess.CalledProcessError as error:
-        say(f"its memory could not be measured: the process ended with {error.returncode}")
-        return {"peak_GB": None, "acting_GB": None, "over_weights": None}
-    return {
-        "peak_GB": round(memory.peak, 3),
-        "acting_GB": round(memory.acting, 3),
-        "over_weights": round((memory.peak - memory.before) / memory.weights, 3),
-    }
+def _memories(config: LatencyBench, say: Say) -> dict[tuple[str, Precision, int], Row]:
+    """Of each engine and batch that can run here."""
+    rows: dict[tuple[str, Precision, int], Row] = {}
+    for batch, (name, precision) in itertools.product(config.batches, config.runs):
+        say(f"engine {name}, {precision}, batch {batch}: its memory")
+        setting = Setting(
+            size=config.size,
+            checkpoint=config.checkpoint,
+            cameras=config.cameras,
+            steps=config.steps,
+            engine=name,
+            precision=precision,
+            batch=batch,
+            device=config.device,
+            threads=torch.get_num_threads(),
+        )
+        try:
+            memory = measured(setting)
+        except PlanError as error:
+            say(f"it could not be measured: {error}")
+            continue
+        rows[name, precision, batch] = {
+            "peak_GB": round(memory.peak, 3),
+            "acting_GB": round(memory.acting, 3),
+            "over_weights": round((memory.peak - memory.before) / memory.weights, 3),
+        }
+    return rows
 
 
 def kernels(act: Callable[[], object]) -> int:

@@ -15,18 +15,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from mode_policy.apps.bench.engines import NAMES
 from mode_policy.apps.bench.policies import SIZES
-from mode_policy.apps.bench.record import RESULTS, Row, device, write_record
+from mode_policy.apps.bench.record import RESULTS, Row, device, versions, write_record
 from mode_policy.apps.cli import console, exit_codes
-from mode_policy.inference.auto import ENGINES
 from mode_policy.inference.weights import PRECISIONS
 
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.set_num_threads(arguments.threads)
         about = device()
         measured: Measured = arguments.measure(arguments)
-        console.print(table(arguments.command, measured.rows))
+        show(f"mode-bench {arguments.command}", measured.rows, about)
         if arguments.record is not None:
             path = write_record(_name(arguments), measured.rows, measured.config, arguments.record, about)
             console.print(f"record     {path}")
@@ -60,9 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     rounds = 1000 if found == "cuda" else 20
 
     data = commands.add_parser("data", help="windows per second from demonstrations")
-    data.add_argument("--store", type=Path, help="demonstrations with cameras; made up by default")
-    data.add_argument("--episodes", type=int, default=50, help="how many are made up")
-    data.add_argument("--seconds", type=float, default=5.0, help="for each reader")
+    data.add_argument("--store", help="demonstrations with cameras; made up by default")
+    data.add_argument("--episodes", type=int, default=50, help="made up, or brought to the other formats")
+    data.add_argument("--seconds", type=float, default=10.0, help="for each reader")
+    data.add_argument("--training", type=float, default=60.0, help="seconds for each training; 0 for none")
     data.add_argument("--ours-only", action="store_true", help="leave HDF5 and LeRobotDataset out")
     data.set_defaults(measure=_data)
 
@@ -71,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     policy.add_argument("--size", choices=SIZES, default="small", help="of a policy with random weights")
     policy.add_argument("--checkpoint", help="a policy of your own")
     latency.add_argument("--cameras", action="store_true", help="two cameras instead of states")
-    usual = ["compile", "eager"] if found == "cuda" else ["cpu", "eager"]
-    latency.add_argument("--engines", nargs="+", choices=list(ENGINES), default=usual)
+    usual = ["compile", "eager", "policy"] if found == "cuda" else ["cpu", "eager", "policy"]
+    latency.add_argument("--engines", nargs="+", choices=NAMES, default=usual)
     latency.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
     latency.add_argument("--batches", type=int, nargs="+", default=[1])
     latency.add_argument("--steps", type=int, help="of the sampler")
@@ -109,8 +113,13 @@ def _parser() -> argparse.ArgumentParser:
 def _name(arguments: argparse.Namespace) -> str:
     """Of the record: commands that measure different things on one day keep them apart."""
     if arguments.command == "latency":
-        policy = "checkpoint" if arguments.checkpoint else arguments.size
-        return f"latency_{policy}{'_cameras' * arguments.cameras}_{'_'.join(arguments.precisions)}"
+        parts = ["latency", "checkpoint" if arguments.checkpoint else arguments.size]
+        parts += ["cameras"] * arguments.cameras + arguments.precisions
+        if arguments.batches != [1]:
+            parts += ["batch", *map(str, arguments.batches)]
+        if arguments.steps is not None:
+            parts += [f"{arguments.steps}steps"]
+        return "_".join(parts)
     if arguments.command == "kernels":
         return f"kernels_{'training' if arguments.training else '_'.join(arguments.types)}"
     return str(arguments.command)
@@ -127,10 +136,11 @@ def _data(arguments: argparse.Namespace) -> Measured:
         store=arguments.store,
         episodes=arguments.episodes,
         seconds=arguments.seconds,
+        training=arguments.training,
         others=not arguments.ours_only,
     )
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-    return Measured(data.run(config, _say), plain)
+    rows, about = data.run(config, _say)
+    return Measured(rows, asdict(config) | about)
 
 
 def _latency(arguments: argparse.Namespace) -> Measured:
@@ -140,8 +150,7 @@ def _latency(arguments: argparse.Namespace) -> Measured:
         size=arguments.size,
         checkpoint=arguments.checkpoint,
         cameras=arguments.cameras,
-        engines=tuple(arguments.engines),
-        precisions=tuple(arguments.precisions),
+        runs=tuple(itertools.product(arguments.engines, arguments.precisions)),
         batches=tuple(arguments.batches),
         steps=arguments.steps,
         rounds=arguments.rounds,
@@ -180,9 +189,43 @@ def _kernels(arguments: argparse.Namespace) -> Measured:
     return Measured(rows, asdict(config) | machine)
 
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Return rows as a table; columns are the keys of the first."""
-    shown = Table(*(key.replace("_", " ") for key in rows[0]), title=title)
+def show(title: str, rows: Sequence[Row], about: Row) -> None:
+    """Print rows as a table, and below it what all of them share, the device and the versions."""
+    shown, shared = table(title, rows)
+    Console(width=1000).print(shown)  # as wide as it is: no number is broken over two lines
+    if shared:
+        console.print("all        " + ", ".join(f"{_words(key)} {_text(shared[key])}" for key in shared))
+    name = about["gpu"] or about["cpu"]
+    console.print(f"device     {name}, {about['threads']} threads of torch, load {about['load']}")
+    found = versions()
+    console.print(
+        "versions   " + ", ".join(f"{n} {found[n]}" for n in ("python", "torch", "triton") if n in found)
+    )
+
+
+def table(title: str, rows: Sequence[Row]) -> tuple[Table, Row]:
+    """Return rows as a table, and the entries that are the same in all of several rows and not in it."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    shared = {
+        key: rows[0][key]
+        for key in keys[1:]
+        if len(rows) > 1 and all(key in row and row[key] == rows[0][key] for row in rows)
+    }
+    keys = [key for key in keys if key not in shared]
+    shown = Table(title=title, box=box.SIMPLE_HEAD)
+    for key in keys:
+        text = any(isinstance(row.get(key), str) for row in rows)
+        shown.add_column(_words(key), justify="left" if text else "right")
     for row in rows:
-        shown.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
-    return shown
+        shown.add_row(*(_text(row.get(key)) for key in keys))
+    return shown, shared
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else str(value)

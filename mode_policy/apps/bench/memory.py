@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from mode_policy.apps.bench.policies import SIZES, random_observation, random_policy
-from mode_policy.checkpoint import load_policy
-from mode_policy.inference.auto import make_engine
+from mode_policy.apps.bench.engines import make
+from mode_policy.apps.bench.policies import policy_of, random_observation
+from mode_policy.errors import ExportError, PlanError
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.inference.weights import Precision
 
@@ -29,6 +29,7 @@ class Setting:
     size: str
     checkpoint: str | None
     cameras: bool
+    steps: int | None
     engine: str
     precision: Precision
     batch: int
@@ -57,10 +58,16 @@ def measured(setting: Setting) -> Memory:
     """Measure in a process of its own.
 
     Raises:
-        subprocess.CalledProcessError: if the engine cannot be made.
+        PlanError: if that process could not make the engine or did not survive.
     """
     command = [sys.executable, "-P", "-m", "mode_policy.apps.bench.memory", json.dumps(asdict(setting))]
-    return Memory(**json.loads(subprocess.check_output(command, text=True).splitlines()[-1]))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise PlanError(
+            f"a process to measure memory ended with {done.returncode}. {said[-1] if said else ''}"
+        )
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -68,16 +75,14 @@ def main() -> None:
     setting = Setting(**json.loads(sys.argv[1]))
     torch.set_num_threads(setting.threads)
     before = 0.0 if setting.device == "cuda" else _process("VmRSS")
-    if setting.checkpoint is None:
-        policy = random_policy(SIZES[setting.size], cameras=setting.cameras).to(setting.device)
-    else:
-        policy = load_policy(setting.checkpoint, device=setting.device)
+    policy = policy_of(setting.size, setting.checkpoint, setting.cameras, setting.steps, setting.device)
     weights = sum(p.numel() * p.element_size() for p in policy.parameters()) / 1e9
     observation = random_observation(policy, setting.batch)
-    plan = InferencePlan(policy, batch=setting.batch, precision=setting.precision)
-    engine = make_engine(plan, setting.engine).engine
-    if setting.precision != "float32":
-        plan.release()
+    plan = InferencePlan(policy, batch=setting.batch, precision=setting.precision, consume=True)
+    try:
+        engine = make(plan, setting.engine)
+    except (PlanError, ExportError) as error:
+        sys.exit(str(error))
     engine.act(observation)
     if setting.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 1e9

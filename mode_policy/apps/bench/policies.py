@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from mode_policy.checkpoint import load_policy
 from mode_policy.config import PolicyConfig, build
 from mode_policy.normalization import compute_statistics
 from mode_policy.policy import MoDEPolicy
@@ -84,6 +86,25 @@ def random_policy(size: Size, *, cameras: bool = False, steps: int = 10) -> MoDE
         encoder=config.language, instructions=("go",), embeddings=torch.randn(1, GOAL_DIM)
     )
     return MoDEPolicy(config, features, compute_statistics(samples), table).eval()
+
+
+def policy_of(size: str, checkpoint: str | None, cameras: bool, steps: int | None, device: str) -> MoDEPolicy:
+    """Return the policy that a benchmark's settings ask for.
+
+    Args:
+        size: of a policy with random weights, one of `SIZES`.
+        checkpoint: a policy to load instead.
+        cameras: of the random policy; see `random_policy`.
+        steps: of the sampler; None for the policy's own.
+        device: "cpu" or "cuda".
+    """
+    if checkpoint is None:
+        policy = random_policy(SIZES[size], cameras=cameras).to(device)
+    else:
+        policy = load_policy(checkpoint, device=torch.device(device))
+    if steps is not None:
+        policy.config = replace(policy.config, sampler=replace(policy.config.sampler, steps=steps))
+    return policy
 
 
 def random_observation(policy: MoDEPolicy, batch: int, seed: int = 0) -> Observation:

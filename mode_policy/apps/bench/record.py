@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mode_policy.checkpoint import versions
+from mode_policy import checkpoint
 from mode_policy.files import write_json
 
 #: Where records go, unless another folder is given.
@@ -22,20 +25,40 @@ Row = dict[str, Any]
 
 
 def device() -> dict[str, Any]:
-    """Describe this machine: processor, threads that torch uses, load, GPU."""
+    """Describe this machine: processor, threads that torch uses, load, GPU with its driver and clocks."""
     model = platform.processor()
     information = Path("/proc/cpuinfo")
     if information.is_file():
         lines = information.read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if "model name" in x), model)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
+    about = {
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
         "gpu": gpu,
     }
+    return about if gpu is None else about | _driver()
+
+
+def _driver() -> dict[str, str]:
+    """Driver and clocks of the first GPU, as ``nvidia-smi`` knows them; nothing where it is missing."""
+    names = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    command = [program, f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().split(", ")
+    return dict(zip(names, found, strict=False))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that times depend on."""
+    found = checkpoint.versions()
+    with suppress(metadata.PackageNotFoundError):
+        found["triton"] = metadata.version("triton")
+    return found
 
 
 def commit(folder: Path) -> str:

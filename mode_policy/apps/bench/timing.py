@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +38,31 @@ def timed(run: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+class Others:
+    """How many processors other programs used while this one measured; 0 on a quiet machine."""
+
+    def __init__(self) -> None:
+        self._start = _seconds()
+
+    def processors(self) -> float | None:
+        """Return their average number since this was made, None where the system does not tell."""
+        now = _seconds()
+        if self._start is None or now is None:
+            return None
+        wall, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return round(max(0.0, busy - own) / wall, 2)
+
+
+def _seconds() -> tuple[float, float, float] | None:
+    """Wall clock, seconds that all processors were busy, and those of this process."""
+    file = Path("/proc/stat")
+    if not file.is_file():
+        return None
+    user, nice, system, _, _, *interrupts = map(int, file.read_text().split("\n", 1)[0].split()[1:8])
+    busy = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy, time.process_time()
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:

@@ -76,6 +76,8 @@ def test_profiles_and_other_formats(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "format       robomimic" in shown
     assert open_store(tmp_path / "back.zarr").convention.gripper == "one_closes"
     said(capsys, "convert", tmp_path / "first.zarr", tmp_path / "back.zarr", "--overwrite")
+    inside = refused(capsys, "convert", tmp_path / "first.zarr", tmp_path / "first.zarr" / "sub.zarr")
+    assert "is inside its source" in inside
     assert open_store(tmp_path / "back.zarr").convention.gripper == "unknown"
 
 
