@@ -33,7 +33,7 @@ def explain_failed_write(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Some places refuse by "no such file", as /proc; elsewhere that means that something to read is missing.
+        # Some places refuse by "no such file", as /proc; elsewhere something that was to be read is missing.
         name = Path(str(error.filename)).name
         unmade = error.errno == errno.ENOENT and name.startswith(f".{path.stem}.partial")
         if error.errno in _REFUSED or unmade:
