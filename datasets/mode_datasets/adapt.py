@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from shlex import quote
 from typing import Annotated
 
 import numpy as np
@@ -88,8 +89,8 @@ def _declare(store: DemonstrationStore, parts: Mapping[str, object]) -> Demonstr
         if known[name] not in ("unknown", [], None, parts[name]):
             raise DataError(
                 f"{store.location} says that its {name} is {known[name]!r}, and dataset.adapt.declare says "
-                f"{parts[name]!r}; where the store is wrong, correct it: mode-data migrate {store.location} "
-                f"{name}=…"
+                f"{parts[name]!r}; where the store is wrong, correct it: "
+                f"mode-data migrate {quote(str(store.location))} {name}=…"
             )
     return dataclasses.replace(store, convention=Convention(**(known | dict(parts))))
 

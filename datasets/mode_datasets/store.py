@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -278,7 +279,7 @@ def _open_native(
         if check_statistics:
             raise DataError(
                 f"statistics of {location} were computed from other data than it holds. If the data are "
-                f"right, renew them with: mode-data stats {location} --write"
+                f"right, renew them with: mode-data stats {quote(str(location))} --write"
             )
         notes.append("its statistics were computed from other data, and were computed anew")
         unfinished = True

@@ -34,9 +34,12 @@ def write_video(path: Path | str, frames: np.ndarray | Sequence[np.ndarray], fps
         fps: Frames per second, > 0.
 
     Raises:
-        VideoError: if the frames are malformed, imageio's ffmpeg is not installed, or encoding fails.
+        VideoError: if the frames are malformed, the path ends otherwise, imageio's ffmpeg is not
+            installed, or encoding fails.
     """
     movie = _checked(frames, fps)
+    if Path(path).suffix != ".mp4":
+        raise VideoError(f"{path} is no name for a video; end it in .mp4 (or .gif, where that is offered)")
     _, height, width, _ = movie.shape
     movie = np.pad(movie, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     try:
@@ -62,6 +65,8 @@ def write_video(path: Path | str, frames: np.ndarray | Sequence[np.ndarray], fps
                     encoder.send(np.ascontiguousarray(frame))
             finally:
                 encoder.close()
+            if not temporary.exists() or temporary.stat().st_size == 0:  # it fails silently on the last frame
+                raise RuntimeError(f"ffmpeg refused {len(movie)} frames of {width} x {height}")
     except (OSError, RuntimeError) as error:
         raise VideoError(f"could not encode {path}: {error}") from error
     return Path(path)

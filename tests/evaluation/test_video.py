@@ -45,10 +45,17 @@ def test_mp4_without_ffmpeg_says_what_to_install(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_encoding_leaves_nothing(tmp_path: Path, frames: np.ndarray) -> None:
+def test_other_endings_are_refused(tmp_path: Path, frames: np.ndarray) -> None:
+    with pytest.raises(VideoError, match=r"a.xyz is no name for a video; end it in \.mp4"):
+        write_video(tmp_path / "a.xyz", frames, fps=20)
+
+
+def test_failed_encoding_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg", reason="ffmpeg is not installed (mode-policy[video])")
     with pytest.raises(VideoError, match="could not encode"):
-        write_video(tmp_path / "a.no-such-container", frames, fps=20)
+        write_video(
+            tmp_path / "a.mp4", np.zeros((1, 2, 40_000, 3), np.uint8), fps=20
+        )  # wider than H.264 goes
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-#: A lag is estimated where the correlation is at least this.
-SURE = 0.5
+#: A lag is estimated where the correlation is at least this, and at least four times the spread that chance
+#: gives it: of n unrelated steps, 1/√n.
+SURE, _SPREADS = 0.5, 4
 
 #: Of states that correlate this much less than the best, the one that follows first counts.
 _RIVAL = 0.02
@@ -70,13 +71,14 @@ def estimate_lag(states: np.ndarray, actions: np.ndarray, episode: np.ndarray, f
     table = candidates[kind]
     if not table.max() > 0:
         return None
+    sure = max(SURE, _SPREADS / math.sqrt(len(states)))
     curves, steps = [], []
     for of_states in table:  # (D, L)
         peaks = of_states.max(-1)
         rivals = np.flatnonzero(peaks >= peaks.max() - _RIVAL)
         state = rivals[np.abs(lags[of_states[rivals].argmax(-1)]).argmin()]
         curves.append(of_states[state])
-        if peaks[state] >= SURE:
+        if peaks[state] >= sure:
             steps.append(int(lags[of_states[state].argmax()]))
     return Lag(
         kind=kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from shlex import quote
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def statistics(contents: Contents) -> Iterator[Finding]:
     stored = contents.attributes.get("statistics")
     if not stored or not contents.finite.all():
         return
-    fix = f"if the data are right, renew them: mode-data stats {contents.store.location} --write"
+    fix = f"if the data are right, renew them: mode-data stats {quote(str(contents.store.location))} --write"
     if stored["episodes"] not in (None, contents.store.num_episodes):
         return  # computed anew when the store is opened, which a note says
     if stored["computed_from"] != schema.fingerprint(contents.vectors):
@@ -68,7 +69,7 @@ def conventions(contents: Contents) -> Iterator[Finding]:
             severity="info",
             what=f"not known: {', '.join(name.replace('_', ' ') for name in unknown)}; a mismatch with a "
             "policy or an environment goes unnoticed",
-            fix=f"state it: mode-data migrate {contents.store.location} {' '.join(settings)}"
+            fix=f"state it: mode-data migrate {quote(str(contents.store.location))} {' '.join(settings)}"
             if native
             else f"state it when training: {' '.join(f'dataset.adapt.declare.{s}' for s in settings)}",
             feature=ACTION,
