@@ -50,7 +50,11 @@ class ExpertUsage(NamedTuple):
 def success_plot(evaluation: Evaluation) -> Figure:
     """Return horizontal bars of success per task and overall, with 95 % Wilson intervals as whiskers."""
     results = [*evaluation.tasks, evaluation.overall]
-    figure = Figure(figsize=(4.2, 0.6 + 0.24 * len(results)), layout="constrained")
+    names = [wrapped(result.name) for result in results]
+    lines = max(name.count("\n") + 1 for name in names)
+    figure = Figure(
+        figsize=(4.8 if lines > 1 else 4.2, 0.6 + (0.1 + 0.14 * lines) * len(results)), layout="constrained"
+    )
     axes = figure.add_subplot()
     for y, result in enumerate(results):
         low, high = result.interval
@@ -61,11 +65,21 @@ def success_plot(evaluation: Evaluation) -> Figure:
         )
         axes.text(1.02, y, f"{result.successes}/{result.episodes}", va="center", color=INK, fontsize=9)
     axes.set(xlim=(0, 1), ylim=(len(results) - 0.4, -0.6), xlabel="success rate, 95 % interval")
-    axes.set_yticks(range(len(results)), [result.name for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), names, parse_math=False)
     axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.tick_params(axis="y", length=0)
     style_axes(axes, grid="x")
     return figure
+
+
+def wrapped(name: str, width: int = 28) -> str:
+    """Return a task's name in lines of at most ``width`` characters, broken after ``_``, ``-`` and spaces."""
+    lines = [""]
+    for part in re.findall(rf".{{0,{width - 1}}}?(?:[_ -]|.$)|.{{1,{width}}}", name):
+        if lines[-1] and len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def learning_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:

@@ -14,6 +14,7 @@ from mode_policy.evaluation import (
     success_plot,
     svg,
 )
+from mode_policy.types import Task
 
 METRICS: list[dict[str, Any]] = [
     {"step": 300, "loss": 0.3, "validation_loss": 0.35},
@@ -31,11 +32,23 @@ def probabilities(levels: int = 12, layers: int = 3, experts: int = 4) -> np.nda
 def test_success_plot_shows_rates_and_wilson_whiskers(evaluation: Evaluation) -> None:
     axes = success_plot(evaluation).axes[0]
     results = [*evaluation.tasks, evaluation.overall]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [result.name for result in results]
+    assert [label.get_text().replace("\n", "") for label in axes.get_yticklabels()] == [
+        result.name for result in results
+    ]
     widths = [bar.get_width() for bar in axes.patches]  # type: ignore[attr-defined]
     assert widths == [result.success for result in results]
     whiskers = [collection.get_segments()[0][:, 0] for collection in axes.collections]  # type: ignore[attr-defined]
     np.testing.assert_allclose(whiskers, [result.interval for result in results])
+
+
+def test_long_names_are_wrapped_and_stay_inside_the_figure() -> None:
+    name = "KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet_and_put_the_black_bowl_on_top_of_it"
+    figure = success_plot(Evaluation.from_records([], [Task(name=name, instruction="")], {}))
+    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    label = figure.axes[0].get_yticklabels()[0]
+    assert label.get_text().replace("\n", "") == name
+    assert max(map(len, label.get_text().split("\n"))) <= 28
+    assert label.get_window_extent().x0 >= 0
 
 
 def test_success_plot_without_episodes(evaluation: Evaluation) -> None:
