@@ -76,15 +76,17 @@ class LeRobotView(gymnasium.Wrapper):
         return self._view(seen), reward, done, cut, {"is_success": bool(info["success"])}
 
 
-def episodes_of(task: str, source: Path) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+def episodes_of(task: str, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Yield states, actions and instruction of each demonstration.
 
     Args:
         task: of `mode_envs`, or a suite.
-        source: Push-T's published zarr store; for the others one of our stores.
+        source: Push-T's published zarr store; for the others one of our stores, of which only the task's
+            episodes are taken.
     """
     from mode_datasets import open_store
     from mode_envs.registration import entry
+    from mode_envs.suites import SUITES, suite
 
     if task == "pusht":
         import zarr
@@ -97,14 +99,15 @@ def episodes_of(task: str, source: Path) -> Iterator[tuple[np.ndarray, np.ndarra
             begin = int(end)
         return
     store = open_store(source)
+    wanted = {one.task.name for one in suite(task)} if task in SUITES else {task}
     for number in range(store.num_episodes):
         episode = store.episode(number)
+        if episode.task.name not in wanted:
+            continue
         yield episode.arrays["observation.state"], episode.arrays["action"], episode.task.instruction
 
 
-def write_datasets(
-    task: str, source: Path, folder: Path, held_out: float, limit: int | None
-) -> dict[str, int]:
+def write_datasets(task: str, source: str, folder: str, held_out: float, limit: int | None) -> dict[str, int]:
     """Write ``train`` and ``held_out`` as LeRobotDatasets; return their numbers of episodes and frames."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -131,7 +134,9 @@ def write_datasets(
                 ("action", dim),
             )
         }
-        dataset = LeRobotDataset.create(f"local/{name}", fps, features, root=folder / name, use_videos=False)
+        dataset = LeRobotDataset.create(
+            f"local/{name}", fps, features, root=Path(folder, name), use_videos=False
+        )
         for raw, actions, instruction in chosen:
             states = observed(task, raw)
             for state, action in zip(states, np.asarray(actions, np.float32), strict=True):
@@ -143,10 +148,11 @@ def write_datasets(
     return counts
 
 
-def write_clip(folder: Path) -> None:
+def write_clip(place: str) -> None:
     """Write a CLIP text encoder with few, random weights, for machines that cannot reach the hub."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+    folder = Path(place)
     folder.mkdir(parents=True)
     letters = [*"abcdefghijklmnopqrstuvwxyz.,-'"]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -167,7 +173,7 @@ def write_clip(folder: Path) -> None:
     CLIPTextModel(config).save_pretrained(folder)
 
 
-def load(folder: Path) -> tuple[Any, Any, Any]:
+def load(folder: str) -> tuple[Any, Any, Any]:
     """Load a policy and its processors as LeRobot does it."""
     from lerobot.configs import PreTrainedConfig
     from lerobot.policies import get_policy_class, make_pre_post_processors
@@ -178,13 +184,11 @@ def load(folder: Path) -> tuple[Any, Any, Any]:
     config.device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
     overrides = {"device_processor": {"device": config.device}}
-    pre, post = make_pre_post_processors(
-        config, pretrained_path=str(folder), preprocessor_overrides=overrides
-    )
+    pre, post = make_pre_post_processors(config, pretrained_path=folder, preprocessor_overrides=overrides)
     return policy, pre, post
 
 
-def evaluate(folder: Path, tasks: Sequence[str], episodes: int, lanes: int, seed: int) -> dict[str, Any]:
+def evaluate(folder: str, tasks: Sequence[str], episodes: int, lanes: int, seed: int) -> dict[str, Any]:
     """Roll a policy out; return success and best reward of each episode."""
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
     from lerobot.processor import PolicyProcessorPipeline
@@ -207,21 +211,18 @@ def evaluate(folder: Path, tasks: Sequence[str], episodes: int, lanes: int, seed
     return found
 
 
-def figures(
-    folder: Path, dataset: Path, task: str, execute: int, windows: int, rounds: int
-) -> dict[str, float]:
-    """Return what is measured without rollouts: size, error on held-out demonstrations, time of a chunk."""
+def figures(folder: str, dataset: str, execute: int, windows: int) -> dict[str, float]:
+    """Return what is measured without rollouts: size, error on held-out demonstrations."""
     loaded = load(folder)
     policy = loaded[0]
     acting = policy.acting if policy.name == "mode" else policy
     return {
         "parameters": sum(p.numel() for p in acting.parameters()),
         "error": action_error(loaded, dataset, execute, windows),
-        **latency(loaded, task, rounds),
     }
 
 
-def action_error(loaded: tuple[Any, Any, Any], dataset: Path, execute: int, windows: int) -> float:
+def action_error(loaded: tuple[Any, Any, Any], dataset: str, execute: int, windows: int) -> float:
     """Mean absolute error of the actions that would be executed, on held-out demonstrations, raw units."""
     from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
@@ -246,20 +247,26 @@ def action_error(loaded: tuple[Any, Any, Any], dataset: Path, execute: int, wind
     return float(error[keep].mean())
 
 
-def latency(loaded: tuple[Any, Any, Any], task: str, rounds: int) -> dict[str, float]:
-    """Seconds from an observation to the first action of a new chunk, batch 1, processors included."""
+def latencies(folders: Sequence[str], task: str, rounds: int) -> list[dict[str, float]]:
+    """Seconds from an observation to the first action of a new chunk, batch 1, processors included.
+
+    Policies take turns, so that what else the machine does slows all of them alike.
+    """
     from lerobot.envs import preprocess_observation
 
-    policy, pre, post = loaded
     env = LeRobotView(task)
     seen = preprocess_observation({k: v[None] for k, v in env.reset(seed=0)[0].items()})
     env.close()
-    seconds = []
+    policies = [load(folder) for folder in folders]
+    seconds: list[list[float]] = [[] for _ in folders]
     for _ in range(rounds + 2):  # the first ones are slow
-        policy.reset()
-        start = time.perf_counter()
-        with torch.inference_mode():
-            post(policy.select_action(pre({**seen, "task": [env.task_description]})))
-        seconds.append(time.perf_counter() - start)
-    seconds = sorted(seconds[2:])
-    return {"p50_s": statistics.median(seconds), "p90_s": seconds[int(0.9 * (len(seconds) - 1))]}
+        for (policy, pre, post), times in zip(policies, seconds, strict=True):
+            policy.reset()
+            start = time.perf_counter()
+            with torch.inference_mode():
+                post(policy.select_action(pre({**seen, "task": [env.task_description]})))
+            times.append(time.perf_counter() - start)
+    ordered = [sorted(times[2:]) for times in seconds]
+    return [
+        {"p50_s": statistics.median(times), "p90_s": times[int(0.9 * (len(times) - 1))]} for times in ordered
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 CHUNK, EXECUTE = 16, 8
-#: What ``--policy.`` gets, for networks of one to three million parameters that act.
+#: What ``--policy.`` gets, for networks of three to five million parameters that act.
 METHODS: dict[str, list[str]] = {
     "mode_ours": [],
     "mode_lerobot": [

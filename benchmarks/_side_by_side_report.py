@@ -28,6 +28,7 @@ def summary(row: Row) -> Row:
         "parameters",
         "steps",
         "minutes",
+        "share_of_core",
         "samples_per_second",
         "error",
         "p50_s",
@@ -92,18 +93,23 @@ def write_report(
     text, figure = table(rows), plot(rows)
     print(text)
     write_text(work / "table.md", text)
-    places = [work / "plot.png", *([docs / "media" / "lerobot_side_by_side.png"] if docs else [])]
+    name = f"lerobot_side_by_side_{config['task']}"
+    places = [work / "plot.png", *([docs / "media" / f"{name}.png"] if docs else [])]
     for path in places:
         with replacing(path) as partial:
             figure.savefig(partial, dpi=150)
     if docs:
         commands = "\n".join(f"# {row['method']}\n{row['command']}\n" for row in rows)
+        kind = "minutes" if config["clock"] == "wall" else "minutes of one processor core"
         page = (
-            f"# MoDE beside LeRobot's policies: {config['task']}\n\n{config['minutes']:g} minutes of "
-            f"training each, batch {config['batch_size']}, {rows[0]['episodes']} rollouts, one run of "
-            f"`benchmarks/lerobot_side_by_side.py`.\n\n![Success, training speed and latency]"
-            f"(media/lerobot_side_by_side.png)\n\n{text}\n```\n{commands}```\n"
+            f"# MoDE beside LeRobot's policies: {config['task']}\n\n{config['minutes']:g} {kind} of "
+            f"training each, batch {config['batch_size']}, {config['data']['train_episodes']} "
+            f"demonstrations, {rows[0]['episodes']} rollouts from the same seeds, one run of "
+            f"`benchmarks/lerobot_side_by_side.py`. Brackets are 95 % intervals; the error is the mean "
+            f"absolute one of the executed actions on {config['data']['held_out_episodes']} held-out "
+            f"demonstrations, in raw units.\n\n![Success, training speed and latency](media/{name}.png)\n\n"
+            f"{text}\n```\n{commands}```\n"
         )
-        write_text(docs / "lerobot_side_by_side.md", page)
+        write_text(docs / f"{name}.md", page)
     if record is not None:
-        print(f"record     {write_record('lerobot_side_by_side', rows, config, record)}")
+        print(f"record     {write_record(name, rows, config, record)}")

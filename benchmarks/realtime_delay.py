@@ -32,6 +32,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -89,7 +90,8 @@ def summarise(episodes: list[dict[str, Any]]) -> dict[str, Any]:
         "success": round(successes / len(episodes), 3),
         "low": round(interval.low, 3),
         "high": round(interval.high, 3),
-        "coverage": rounded(float(np.mean([e.get("coverage") or np.nan for e in episodes])), 3),
+        "coverage": rounded(float(np.mean(np.array([e.get("coverage") for e in episodes], float))), 3),
+        "lost": dict(Counter(e["key"].split()[2] for e in episodes if not e["success"])),
         "delay ticks": float(np.median([e["delay ticks"] for e in episodes])),
         "seam": rounded(mean("seam"), 2),
         "inside": rounded(mean("inside"), 2),

@@ -2,6 +2,7 @@
 
     uv run benchmarks/realtime_jitter.py               60 seconds on this machine as it is
     uv run benchmarks/realtime_jitter.py --load 2      beside two processes that compute
+    uv run benchmarks/realtime_jitter.py --niceness 0  inference at the loop's own priority, not below it
     uv run benchmarks/realtime_jitter.py --priority 50 with real-time priority, where the system grants it
 
 A tick is missed if its command is not sent within its period, or if the loop had to leave it out. For
@@ -80,9 +81,9 @@ class StillRobot:
 
 
 def drive(
-    checkpoint: Path, rate: float, seconds: float, priority: int | None
+    checkpoint: Path, rate: float, seconds: float, priority: int | None, niceness: int
 ) -> tuple[Summary, np.ndarray, dict]:
-    with Inference(ProcessEndpoint(find_checkpoint(checkpoint))) as inference:
+    with Inference(ProcessEndpoint(find_checkpoint(checkpoint), niceness=niceness)) as inference:
         policy = inference.wait_until_ready(120)
         features = {k: Feature.from_json(f) for k, f in policy["features"].items()}
         shapes = {k: f.shape for k, f in features.items() if feature_kind(k) != "action"}
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--load", type=int, default=0, help="processes that compute beside it")
     parser.add_argument("--priority", type=int, help="real-time priority of the loop")
+    parser.add_argument("--niceness", type=int, default=5, help="of the process of inference")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
@@ -158,12 +160,15 @@ def main() -> None:
             stack.callback(burner.kill)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = arguments.checkpoint or random_policy(folder)
-        summary, rows, during = drive(checkpoint, arguments.rate, arguments.seconds, arguments.priority)
+        summary, rows, during = drive(
+            checkpoint, arguments.rate, arguments.seconds, arguments.priority, arguments.niceness
+        )
     late = 1e3 * (rows["started"] - rows["due"])
     missed = int((rows["finished"] > rows["due"] + 1 / arguments.rate).sum()) + summary.skipped
     steps = np.diff(rows["started"]) * 1e3 - 1e3 / arguments.rate
     row = {
         "load": arguments.load,
+        "niceness": arguments.niceness,
         "ticks": summary.ticks + summary.skipped,
         "missed": missed,
         "missed %": round(100 * missed / max(1, summary.ticks + summary.skipped), 4),
@@ -180,6 +185,7 @@ def main() -> None:
     if arguments.record:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
         name = f"realtime_jitter_{arguments.rate:g}hz_load{arguments.load}"
+        name += f"_niceness{arguments.niceness}" if arguments.niceness != 5 else ""
         name += f"_priority{arguments.priority}" if arguments.priority else ""
         print(write_record(name, [row], settings))
 

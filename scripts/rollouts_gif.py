@@ -1,8 +1,8 @@
-"""Show one rollout of each task side by side, as in the README.
+"""Show rollouts of each task side by side, as in the README.
 
     uv run scripts/rollouts_gif.py runs/metaworld_mt10/… docs/media/metaworld_mt10.gif
 
-The first filmed rollout of each task is taken, whether it succeeded or not; one that ends early waits for
+The first filmed rollouts of each task are taken, whether they succeeded or not; one that ends early waits for
 the others.
 """
 
@@ -22,19 +22,19 @@ from mode_policy.evaluation import Evaluation, VideoError, contact_sheet, write_
 LAST_FRAMES = 6  # that the animation rests on the outcome
 
 
-def first_videos(folder: Path) -> list[Path]:
-    """Return the first video of each task of an evaluation in ``folder``.
+def first_videos(folder: Path, each: int) -> list[Path]:
+    """Return the first ``each`` videos of each task of an evaluation in ``folder``.
 
     Raises:
         VideoError: if none was made.
     """
-    filmed: dict[str, Path] = {}
+    filmed: dict[str, list[Path]] = {}
     for episode in Evaluation.read(folder / "evaluation.json").episodes:
         if episode.video is not None:
-            filmed.setdefault(episode.task, folder / episode.video)
+            filmed.setdefault(episode.task, []).append(folder / episode.video)
     if not filmed:
         raise VideoError(f"{folder} has no videos; evaluate where rendering works, with videos=1")
-    return list(filmed.values())
+    return [video for videos in filmed.values() for video in videos[:each]]
 
 
 def read_video(path: Path, side: int) -> tuple[list[np.ndarray], float]:
@@ -53,17 +53,19 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder that holds evaluation.json and videos/")
     parser.add_argument("gif", type=Path)
+    parser.add_argument("--each", type=int, default=1, help="rollouts a task")
     parser.add_argument("--columns", type=int, default=5)
     parser.add_argument("--side", type=int, default=128, help="pixels of a tile")
+    parser.add_argument("--every", type=int, default=1, help="of so many frames, one is shown")
     parser.add_argument("--speed", type=float, default=0.625, help="of the animation to that of the videos")
     arguments = parser.parse_args()
     try:
-        videos = [read_video(path, arguments.side) for path in first_videos(arguments.run)]
+        videos = [read_video(path, arguments.side) for path in first_videos(arguments.run, arguments.each)]
         moments = [
             contact_sheet([frames[min(t, len(frames) - 1)] for frames, _ in videos], arguments.columns, gap=0)
-            for t in range(max(len(frames) for frames, _ in videos) + LAST_FRAMES)
+            for t in range(0, max(len(frames) for frames, _ in videos) + LAST_FRAMES, arguments.every)
         ]
-        print(write_gif(arguments.gif, moments, fps=videos[0][1] * arguments.speed))
+        print(write_gif(arguments.gif, moments, fps=videos[0][1] * arguments.speed / arguments.every))
     except ModePolicyError as error:
         sys.exit(f"error: {error}")
 

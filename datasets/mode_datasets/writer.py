@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,7 @@ class StoreWriter:
         self._lock: int | None = None
         self._columns: dict[str, Column] = {}
         self._tasks: dict[str, Task] = {}
+        self._task_episodes: Counter[str] = Counter()
         self._episodes = 0
         self._steps = 0
         self._acknowledged = 0
@@ -124,6 +126,11 @@ class StoreWriter:
     def tasks(self) -> tuple[Task, ...]:
         """Tasks of those episodes."""
         return tuple(self._tasks.values())
+
+    @property
+    def task_episodes(self) -> dict[str, int]:
+        """Name of each of those tasks → number of its episodes."""
+        return dict(self._task_episodes)
 
     def __enter__(self) -> Self:
         try:
@@ -161,6 +168,7 @@ class StoreWriter:
         self._open_group()
         self._check(episode)
         self._tasks.setdefault(episode.task.name, episode.task)
+        self._task_episodes[episode.task.name] += 1
         self._episodes += 1
         self._steps += len(episode)
         meta = (self._steps, list(self._tasks).index(episode.task.name), episode.seed)
@@ -256,6 +264,9 @@ class StoreWriter:
             array.resize((rows, *array.shape[1:]))
             self._columns[name] = Column(self._folder, array, rows)
         self._tasks = {row["name"]: Task(**row) for row in attributes["tasks"]}
+        of_tasks = reading.open_array(group, location, schema.EPISODE_TASK)
+        names = list(self._tasks)
+        self._task_episodes = Counter(names[row] for row in np.asarray(of_tasks[:episodes]))
         self._episodes = self._acknowledged = episodes
         self._steps = steps
         self._group = group

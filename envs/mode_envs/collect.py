@@ -51,6 +51,28 @@ class CollectReport:
         """Demonstrations of all tasks that lack nothing, not even pictures."""
         return sum(task.complete for task in self.tasks.values())
 
+    @property
+    def missing(self) -> int:
+        """Demonstrations of all tasks that there will not be."""
+        return sum(task.missing for task in self.tasks.values())
+
+    @property
+    def given_up(self) -> list[str]:
+        """Names of the tasks whose experts failed too often."""
+        return [name for name, task in self.tasks.items() if task.missing]
+
+    def shortfall(self) -> str:
+        """Say which tasks lack demonstrations, and how often their experts succeeded."""
+        lacking = "; ".join(
+            f"{name!r}: {task.successes} of {task.attempts} attempts ({task.success_rate:.0%})"
+            for name, task in self.tasks.items()
+            if task.missing
+        )
+        return (
+            f"{len(self.given_up)} of {len(self.tasks)} tasks lack demonstrations, as their experts failed "
+            f"too often ({lacking}); those of the other tasks are complete"
+        )
+
 
 class Collection(Iterator[Episode]):
     """Demonstrations in the order of their tasks and, within a task, of their attempts.
@@ -79,16 +101,20 @@ def collect(
     noise: float = 0.0,
     noise_probability: float = 0.5,
     settle_steps: int = 5,
+    no_ops_below: float = 0.0,
     max_attempts: int | None = None,
     options: Mapping[str, Any] | None = None,
     cameras: Sequence[str] = (),
     size: Size | None = None,
     recordings: Path | None = None,
-    skip: int = 0,
+    skip: Mapping[str, int] | None = None,
+    allow_incomplete: bool = False,
     on_progress: Callable[[CollectReport], None] = lambda _: None,
     notify: Notify = lambda _: None,
 ) -> Collection:
     """Let experts demonstrate tasks; keep successes only.
+
+    A task is given up after too many failures; the others go on.
 
     The episodes and their order depend on the arguments but not on the number of workers, nor on what was
     recorded before.
@@ -102,13 +128,19 @@ def collect(
             Recorded actions are the expert's own.
         noise_probability: Fraction of steps that are disturbed.
         settle_steps: Steps recorded after the first success.
-        max_attempts: Attempts per task before giving up; None for five per demonstration, plus ten.
+        no_ops_below: Leave out steps with less motion than this, as a share of the action's range, in which
+            nothing else happens (`mode_envs.no_ops`), and execute the others anew; a demonstration that does
+            not solve its task without them is a failed attempt. 0 keeps all.
+        max_attempts: Attempts per task before giving up; None for five per demonstration, plus ten. A task
+            is also given up if none of its first `WITHOUT_SUCCESS` succeeded.
         options: Arguments of the environments.
         cameras: Whose pictures the demonstrations shall have.
         size: Height and width of the pictures.
         recordings: Folder in which demonstrations without pictures are kept and looked for
             (`mode_envs.recordings`); None keeps none.
-        skip: Episodes that the caller has already, from the first on; they are neither drawn nor handed out.
+        skip: Name of a task → number of its episodes that the caller has already, from the first on; they are
+            neither drawn nor handed out.
+        allow_incomplete: End well although tasks were given up; the report says which.
         on_progress: Called with the report whenever it has changed.
         notify: Told in a sentence if the simulators take long to begin.
 
@@ -119,7 +151,7 @@ def collect(
 
     Raises:
         ConfigError: if a task is given twice or has no expert, or a value is out of range.
-        SimulatorError: while iterating, if an expert fails too often or a simulator keeps crashing.
+        SimulatorError: while iterating, if a simulator keeps crashing; at the end, if tasks were given up.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; demonstrations need at least one process")
@@ -129,6 +161,7 @@ def collect(
         noise=noise,
         noise_probability=noise_probability,
         settle_steps=settle_steps,
+        no_ops_below=no_ops_below,
         max_attempts=max_attempts,
         options=options or {},
         cameras=tuple(cameras),
@@ -137,16 +170,15 @@ def collect(
     )
     report = CollectReport(tasks={})
     queues = []
-    for i, task in enumerate(tasks):
+    for task in tasks:
         name = task.task.name
         if not entry(task.env_id).has_expert:
             raise ConfigError(f"{name!r} has no scripted expert to demonstrate it")
         if name in report.tasks:
             raise ConfigError(f"{name!r} is given twice; ask for more episodes instead")
         report.tasks[name] = TaskProgress(episodes)
-        skipped = min(max(skip - i * episodes, 0), episodes)
-        queues.append(TaskQueue(task, settings, report.tasks[name], skipped))
-    run = _Run(queues, workers or os.cpu_count() or 1, report, on_progress, notify)
+        queues.append(TaskQueue(task, settings, report.tasks[name], (skip or {}).get(name, 0)))
+    run = _Run(queues, workers or os.cpu_count() or 1, report, allow_incomplete, on_progress, notify)
     return Collection(report, run.episodes())
 
 
@@ -158,12 +190,14 @@ class _Run:
         queues: list[TaskQueue],
         workers: int,
         report: CollectReport,
+        allow_incomplete: bool,
         on_progress: Callable[[CollectReport], None],
         notify: Notify,
     ) -> None:
         self._queues = queues  # whose demonstrations have not all been handed out
         self._workers = workers
-        self._report, self._on_progress, self._notify = report, on_progress, notify
+        self._report, self._allow_incomplete = report, allow_incomplete
+        self._on_progress, self._notify = on_progress, notify
         self._said = False
         self._busy: dict[RemoteDemonstrator, tuple[TaskQueue, Job]] = {}
         self._latest: dict[RemoteDemonstrator, TaskQueue] = {}
@@ -184,12 +218,15 @@ class _Run:
                     queue.take(job, demonstrator.finish())
                     self._report.seconds = time.perf_counter() - begin
                     self._on_progress(self._report)
-                    if queue.hopeless:
-                        raise _gave_up(queue)
                 yield from self._hand_out()
         finally:
             for demonstrator in demonstrators:
                 demonstrator.close()
+        if self._report.given_up and not self._allow_incomplete:
+            raise SimulatorError(
+                f"{self._report.shortfall()}. Lower `noise`, leave those tasks out, or take what there is "
+                "with allow_incomplete=True"
+            )
 
     def _say(self, sentence: str) -> None:
         if not self._said:
@@ -215,12 +252,3 @@ class _Run:
             if not queue.finished:
                 return
             self._queues.pop(0)
-
-
-def _gave_up(queue: TaskQueue) -> SimulatorError:
-    progress = queue.progress
-    return SimulatorError(
-        f"the expert of {queue.task.task.name!r} solved only {progress.successes} of {progress.attempts} "
-        f"attempts ({progress.success_rate:.0%}) and {progress.wanted} demonstrations were asked for; "
-        "lower `noise`, or leave this task out (task.tasks=[…])"
-    )

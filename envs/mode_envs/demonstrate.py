@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -11,8 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mode_envs.contract import ACTION, IMAGE_PREFIX, Size, TaskEnv
+from mode_envs.contract import ACTION, IMAGE_PREFIX, STATE, ObservationDict, Size, TaskEnv
 from mode_envs.experts import Expert, make_expert
+from mode_envs.no_ops import no_ops
 from mode_envs.registration import entry
 from mode_envs.worker import PATIENCE, STILL_STARTING, Notify, Worker, WorkerDiedError
 from mode_policy.errors import SimulatorError
@@ -25,6 +26,9 @@ SNAPSHOTS = "snapshots"
 
 Arrays = dict[str, np.ndarray]
 """Feature key → what was recorded, ``(T, ...)``."""
+_EXECUTED = "executed"  # where actions are recorded as they were executed, disturbance included
+_Act = Callable[[ObservationDict, bool], tuple[np.ndarray, np.ndarray]]
+"""Observation, and whether the task is solved → the expert's action, and that to execute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class Attempt:
         noise: Standard deviation of the disturbance, in units of half the action range.
         noise_probability: Fraction of steps that are disturbed.
         settle_steps: Steps recorded after the first success.
+        no_ops_below: Steps with less motion than this, as a share of the action's range, in which nothing
+            else happens (`mode_envs.no_ops`), are left out and the others executed anew; 0 keeps all.
         options: Arguments of the environment, e.g. ``obs_mode``.
         snapshots: Record `SNAPSHOTS`, from which pictures can be made later.
     """
@@ -48,6 +54,7 @@ class Attempt:
     noise: float = 0.0
     noise_probability: float = 0.5
     settle_steps: int = 5
+    no_ops_below: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     snapshots: bool = False
 
@@ -97,27 +104,48 @@ class Demonstrator:
         """
         if self._expert is None:
             self._expert = make_expert(attempt.env_id)
-        env, expert = self._env, self._expert
-        scene = _scene(env) if attempt.snapshots else None
-        low, high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]  # a Box
-        generator = np.random.default_rng((attempt.seed, 1))
-        observation, _ = env.reset(seed=attempt.seed)
+        expert = self._expert
         expert.reset()
-        records: dict[str, list[np.ndarray]] = {key: [] for key in (*observation, ACTION)}
+        low, high = self._env.action_space.low, self._env.action_space.high  # type: ignore[attr-defined]
+        scale = (high - low) / 2
+        generator = np.random.default_rng((attempt.seed, 1))
+
+        def act(observation: ObservationDict, solved: bool) -> tuple[np.ndarray, np.ndarray]:
+            action = expert.act(observation)
+            if solved or not attempt.noise or generator.random() >= attempt.noise_probability:
+                return action, action
+            disturbance = generator.normal(0.0, attempt.noise, action.shape) * scale
+            return action, np.clip(action + disturbance, low, high).astype(np.float32)
+
+        found = self._perform(attempt, act)
+        if found is not None and attempt.no_ops_below:
+            left_out = no_ops(found[ACTION], found[_EXECUTED], found[STATE], scale, attempt.no_ops_below)
+            kept = iter(zip(found[ACTION][~left_out], found[_EXECUTED][~left_out], strict=True))
+            found = self._perform(attempt, lambda *_: next(kept), int((~left_out).sum()))
+        return None if found is None else {key: x for key, x in found.items() if key != _EXECUTED}
+
+    def _perform(self, attempt: Attempt, act: _Act, steps: int | None = None) -> Arrays | None:
+        """Act from the attempt's start, and return what was recorded, or None if that did not solve the task.
+
+        Args:
+            attempt: Where to start, and what to record.
+            act: Chooses actions.
+            steps: How many; None to go on until the attempt's end, or some steps after the first success.
+        """
+        env = self._env
+        scene = _scene(env) if attempt.snapshots else None
+        observation, _ = env.reset(seed=attempt.seed)
+        records: dict[str, list[np.ndarray]] = {key: [] for key in (*observation, ACTION, _EXECUTED)}
         if scene is not None:
             records[SNAPSHOTS] = []
         settle: int | None = None  # steps left to record, once the task is solved
         truncated = False
-        while not truncated and settle != 0:
-            action = expert.act(observation)
-            for key, value in (*observation.items(), (ACTION, action)):
+        while not truncated and (settle != 0 if steps is None else len(records[ACTION]) < steps):
+            action, executed = act(observation, settle is not None)
+            for key, value in (*observation.items(), (ACTION, action), (_EXECUTED, executed)):
                 records[key].append(value)
             if scene is not None:
                 records[SNAPSHOTS].append(scene.snapshot())
-            executed = action
-            if settle is None and attempt.noise and generator.random() < attempt.noise_probability:
-                disturbance = generator.normal(0.0, attempt.noise, action.shape) * (high - low) / 2
-                executed = np.clip(action + disturbance, low, high).astype(np.float32)
             observation, _, _, truncated, info = env.step(executed)
             if settle is not None:
                 settle -= 1

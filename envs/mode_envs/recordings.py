@@ -40,6 +40,8 @@ class Recordings:
         """
         noise = f"noise{attempt.noise:g}-{attempt.noise_probability:g}"
         how = f"{noise}-seed{seed}-settle{attempt.settle_steps}"
+        if attempt.no_ops_below:
+            how += f"-noop{attempt.no_ops_below:g}"
         return self.root / entry(attempt.env_id).task / how / f"{number:06d}.npz"
 
     @staticmethod

@@ -14,6 +14,9 @@ from mode_envs.recordings import Recordings
 from mode_envs.suites import EnvTask
 from mode_policy.errors import ConfigError
 
+WITHOUT_SUCCESS = 20
+"""Attempts after which a task is given up of which none has succeeded."""
+
 
 @dataclass
 class TaskProgress:
@@ -24,12 +27,15 @@ class TaskProgress:
         attempts: Made so far, or found recorded.
         successes: Of them.
         complete: Demonstrations that lack nothing, not even pictures.
+        missing: Demonstrations that there will not be, as the expert failed too often; then no more attempts
+            are made.
     """
 
     wanted: int
     attempts: int = 0
     successes: int = 0
     complete: int = 0
+    missing: int = 0
 
     @property
     def success_rate(self) -> float:
@@ -46,6 +52,7 @@ class CollectSettings:
     noise: float
     noise_probability: float
     settle_steps: int
+    no_ops_below: float
     max_attempts: int | None
     options: Mapping[str, Any]
     cameras: tuple[str, ...]
@@ -62,6 +69,10 @@ class CollectSettings:
             )
         if self.settle_steps < 0:
             raise ConfigError(f"settle_steps is {self.settle_steps}; it must be >= 0")
+        if not 0 <= self.no_ops_below < 1:
+            raise ConfigError(
+                f"no_ops_below is {self.no_ops_below}; it is a share of the action's range, 0 to keep all"
+            )
         if bool(self.cameras) != (self.size is not None):
             raise ConfigError(f"cameras is {list(self.cameras)} and size {self.size}; give both, or neither")
         if self.attempt_limit < self.episodes:
@@ -160,19 +171,13 @@ class TaskQueue:
 
     @property
     def finished(self) -> bool:
-        """Whether every demonstration has been handed out."""
-        return self._settled >= self.progress.wanted and not self._order
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether all allowed attempts were made and too few succeeded."""
-        progress = self.progress
-        return progress.attempts >= self._settings.attempt_limit and progress.successes < progress.wanted
+        """Whether every demonstration that there is or will be has been handed out."""
+        return self._settled + self.progress.missing >= self.progress.wanted and not self._order
 
     @property
     def _needs_attempt(self) -> bool:
         running = self._begun - self.progress.attempts
-        in_vain = self.progress.successes + running >= self.progress.wanted
+        in_vain = self.progress.missing > 0 or self.progress.successes + running >= self.progress.wanted
         return not in_vain and self._begun < self._settings.attempt_limit
 
     def _attempt(self, number: int) -> Job:
@@ -184,6 +189,7 @@ class TaskQueue:
             noise=settings.noise,
             noise_probability=settings.noise_probability,
             settle_steps=settings.settle_steps,
+            no_ops_below=settings.no_ops_below,
             options=settings.options,
             snapshots=bool(settings.cameras) or settings.recordings is not None,
         )
@@ -200,6 +206,8 @@ class TaskQueue:
 
     def _note(self, number: int, arrays: Arrays | None) -> None:
         """Take the outcome of an attempt, and settle those whose predecessors are all known now."""
+        if self.progress.missing:
+            return  # it was begun before the task was given up
         self._outcomes[number] = arrays
         self.progress.attempts += 1
         self.progress.successes += arrays is not None
@@ -208,6 +216,11 @@ class TaskQueue:
             if found is not None:
                 self._settle(self._known, found)
             self._known += 1
+            # Judged in the order of the attempts, so that it does not depend on the number of processes.
+            in_vain = self._known >= WITHOUT_SUCCESS and not self._settled
+            if in_vain or self._known >= self._settings.attempt_limit:
+                self.progress.missing = self.progress.wanted - self._settled
+                return
 
     def _settle(self, number: int, arrays: Arrays) -> None:
         self._settled += 1

@@ -14,6 +14,10 @@ from torch import Tensor
 
 Format = Literal["int8", "fp8"]
 _LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
+_TYPE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+#: Numbers of a weight that are rounded at a time.
+_PART = 2**22
 
 
 class Quantised(NamedTuple):
@@ -39,14 +43,23 @@ def quantize(weight: Tensor, format: Format) -> Quantised:
     """
     if format not in _LARGEST:
         raise ValueError(f"unknown format {format!r}; use one of {', '.join(_LARGEST)}")
-    if not weight.isfinite().all():
-        raise ValueError(f"a weight {tuple(weight.shape)} has entries that are not finite")
-    largest = weight.abs().amax(-1).float()
-    scale = torch.where(largest > 0, largest / _LARGEST[format], 1.0)
-    scaled = weight.float() / scale[..., None]
-    if format == "int8":
-        return Quantised(scaled.round().clamp(-127, 127).to(torch.int8), scale)
-    return Quantised(scaled.clamp(-_LARGEST["fp8"], _LARGEST["fp8"]).to(torch.float8_e4m3fn), scale)
+    inputs = weight.shape[-1]
+    rows = weight.reshape(-1, inputs)
+    value = torch.empty(rows.shape, dtype=_TYPE[format], device=weight.device)
+    scale = torch.empty(len(rows), device=weight.device)
+    # Some channels at a time: what is computed in between is then small beside the weight.
+    step = max(1, _PART // max(1, inputs))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        largest = rows[part].abs().amax(-1).float()
+        if not largest.isfinite().all():  # as a maximum is where one of its entries is not
+            raise ValueError(f"a weight {tuple(weight.shape)} has entries that are not finite")
+        scale[part] = torch.where(largest > 0, largest / _LARGEST[format], 1.0)
+        scaled = rows[part].float() / scale[part, None]
+        value[part] = (scaled.round_() if format == "int8" else scaled).clamp_(
+            -_LARGEST[format], _LARGEST[format]
+        )
+    return Quantised(value.view(weight.shape), scale.view(weight.shape[:-1]))
 
 
 def dequantize(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:

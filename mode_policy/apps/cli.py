@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from mode_policy.apps.usage import usage
 from mode_policy.errors import ConfigError, ModePolicyError, did_you_mean
 
 #: Where each program's configuration lives.
@@ -69,6 +70,9 @@ def program(config_name: str) -> Callable[[Callable[[dict[str, Any]], Any]], Cal
             with exit_codes():
                 sys.argv[1:] = [quote_path(a) for a in sys.argv[1:]]
                 arguments, _ = get_args_parser().parse_known_args()
+                if arguments.help:
+                    print(usage(CONF[config_name], config_name, _purpose(run), choices(config_name)))
+                    return
                 lines = single_runs(arguments.overrides) if arguments.multirun else [arguments.overrides]
                 for overrides in lines:
                     compose(config_name, overrides)
@@ -153,9 +157,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """
     GlobalHydra.instance().clear()
     with hydra.initialize_config_module(CONF[config_name], version_base=None):
-        loader = GlobalHydra.instance().config_loader()
-        names = set(loader.list_groups("")) - {"hydra", *CONF}  # the folders of other programs are no groups
-        groups = {name: loader.get_group_options(name) for name in names}
+        groups = _groups()
         for override in map(parse, overrides):
             _check_choice(override, groups)
         try:
@@ -168,6 +170,23 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
                 if changes and key not in known and not key.startswith("hydra"):
                     raise ConfigError(f"unknown override {key!r}.{did_you_mean(key, known)}") from None
             raise ConfigError(_message(error)) from None
+
+
+def choices(config_name: str) -> dict[str, list[str]]:
+    """Return a program's groups of configuration, each with its choices."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_module(CONF[config_name], version_base=None):
+        return _groups()
+
+
+def _groups() -> dict[str, list[str]]:
+    loader = GlobalHydra.instance().config_loader()
+    names = set(loader.list_groups("")) - {"hydra", *CONF}  # the folders of other programs are no groups
+    return {name: loader.get_group_options(name) for name in names}
+
+
+def _purpose(run: Callable[..., Any]) -> str:
+    return (inspect.getdoc(inspect.getmodule(run)) or "").split("\n\n")[0].replace("``", "")
 
 
 def single_runs(overrides: list[str]) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -31,7 +32,8 @@ def store_name(config: DatasetConfig, task: TaskConfig, suite: Sequence[EnvTask]
         digest = hashlib.sha256("\n".join(task.tasks).encode()).hexdigest()[:6]
         subset = f"-{len(task.tasks)}of{len(suite)}_{digest}"
     pictures = f"-{'-'.join(config.cameras)}-{config.size}px" if config.cameras else ""
-    return f"{task.name}{subset}-{config.episodes}-noise{config.noise}-seed{config.seed}{pictures}"
+    no_ops = f"-noop{config.no_ops_below:g}" if config.no_ops_below else ""
+    return f"{task.name}{subset}-{config.episodes}-noise{config.noise}-seed{config.seed}{no_ops}{pictures}"
 
 
 def recipe_of(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
@@ -39,20 +41,30 @@ def recipe_of(config: DatasetConfig, tasks: Sequence[EnvTask]) -> str:
     names = ",".join(t.task.name for t in tasks)
     made = f"episodes={config.episodes} noise={config.noise:g} seed={config.seed}"
     pictures = f" cameras={','.join(config.cameras)} size={config.size}" if config.cameras else ""
-    return f"scripted experts: {made}{pictures} tasks={names}"
+    no_ops = f" no_ops_below={config.no_ops_below:g}" if config.no_ops_below else ""
+    return f"scripted experts: {made}{no_ops}{pictures} tasks={names}"
 
 
 def check_recipe(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask]) -> None:
     """Hold a store that is already there to what would be collected; it is never replaced.
 
     Raises:
-        DataError: if it was made otherwise.
+        DataError: if it was made otherwise, or lacks demonstrations and that is not allowed.
     """
-    found, wanted = open_store(path).provenance.source, recipe_of(config, tasks)
+    store = open_store(path)
+    found, wanted = store.provenance.source, recipe_of(config, tasks)
     if found != wanted:
         raise DataError(
             f"{path} holds other demonstrations than asked for (there: {found}; wanted: {wanted}). Train on "
             "what is there with dataset.source=path, collect elsewhere with dataset.path=…, or delete it"
+        )
+    shown = Counter(store.tasks[row].name for row in store.episode_tasks)
+    lacking = [t.task.name for t in tasks if shown[t.task.name] < config.episodes]
+    if lacking and not config.allow_incomplete:
+        raise DataError(
+            f"{path} has fewer than {config.episodes} demonstrations of {len(lacking)} tasks, as their "
+            f"experts failed too often ({lacking[0]!r} is the first, with {shown[lacking[0]]}). To use it, "
+            "add dataset.allow_incomplete=true; else leave those tasks out with task.tasks=[…]"
         )
 
 
@@ -84,7 +96,8 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
 
     Raises:
         ConfigError: if a task has no expert, or no such camera.
-        SimulatorError: if the simulator is missing, cannot draw what is asked for, or keeps crashing.
+        SimulatorError: if the simulator is missing, cannot draw what is asked for, or keeps crashing; at the
+            end, if experts failed too often and incomplete collections are not allowed.
         DataError: if the store cannot be written.
     """
     check_experts(tasks)
@@ -118,11 +131,16 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
         if writer.num_episodes:
             console.print(f"continuing {path}: {writer.num_episodes} of {wanted} demonstrations are there")
         row = progress.add_task("collecting", total=wanted, note="")
+        told: set[str] = set()
 
         def show(report: CollectReport) -> None:
             solved = f"success {report.successes / max(report.attempts, 1):.0%}"
             note = f"{report.successes} to draw, {solved}" if config.cameras else solved
-            progress.update(row, completed=report.complete, note=note)
+            progress.update(row, completed=report.complete, total=wanted - report.missing, note=note)
+            for name in set(report.given_up) - told:
+                told.add(name)
+                of = report.tasks[name]
+                console.print(f"given up   {name}: {of.successes} of {of.attempts} attempts succeeded")
 
         collection = collect(
             tasks,
@@ -130,16 +148,20 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
             seed=config.seed,
             workers=os.cpu_count(),
             noise=config.noise,
+            no_ops_below=config.no_ops_below,
             cameras=config.cameras,
             size=(config.size, config.size) if config.cameras else None,
             recordings=recordings,
-            skip=writer.num_episodes,
+            skip=writer.task_episodes,
+            allow_incomplete=True,
             on_progress=show,
             notify=lambda sentence: console.print(f"waiting    {sentence}"),
         )
         with closing(collection):
             for episode in collection:
                 writer.append(episode)
+        if collection.report.given_up and not (config.allow_incomplete and writer.num_episodes):
+            raise SimulatorError(_lacking(collection.report, kept=recordings is not None))
         if table is not None:
             writer.set_instructions(table)
     report = collection.report
@@ -148,8 +170,22 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
         f"collected  {report.successes} demonstrations in {report.attempts} attempts, "
         f"{report.seconds:.0f} s (lowest rate: {lowest[0]} {lowest[1].success_rate:.0%})"
     )
+    if report.given_up:
+        console.print(f"incomplete {report.shortfall()}")
     if recordings is not None:
         console.print(f"recordings {recordings}: pictures of other sizes and cameras are drawn from them")
+
+
+def _lacking(report: CollectReport, *, kept: bool) -> str:
+    """Say which tasks lack demonstrations, and what can be done."""
+    if not report.successes:
+        return f"{report.shortfall()}. Lower noise, or choose other tasks with task.tasks=[…]"
+    keep = "; what was recorded is used again" if kept else ""
+    return (
+        f"{report.shortfall()}{keep}. To go on with what there is, give the same command with "
+        "dataset.allow_incomplete=true (mode-data collect: allow_incomplete=true); or leave those tasks out "
+        "with task.tasks=[…], or lower noise"
+    )
 
 
 def _slow(config: DatasetConfig, tasks: Sequence[EnvTask]) -> bool:

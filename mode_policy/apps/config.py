@@ -75,6 +75,9 @@ class DatasetConfig:
         size: height and width of those pictures.
         noise: standard deviation of the disturbance of the experts' executed actions, in units of half the
             action range.
+        no_ops_below: collected steps with less motion than this, as a share of the action range, in which
+            nothing else happens are left out, see `mode_envs.no_ops`; 0 keeps all.
+        allow_incomplete: go on with the demonstrations there are where a scripted expert failed too often.
         seed: root of the collected episodes' seeds.
         state_keys: features that the policy reads; None for all.
         adapt: how to read demonstrations of another convention, see `mode_datasets.adapt`.
@@ -102,6 +105,8 @@ class DatasetConfig:
     cameras: tuple[str, ...] = ()
     size: Annotated[int, Field(ge=32)] = 128
     noise: Annotated[float, Field(ge=0)] = 0.0
+    no_ops_below: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    allow_incomplete: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     state_keys: tuple[str, ...] | None = None
     adapt: AdaptConfig = AdaptConfig()

@@ -69,6 +69,7 @@ def endpoint(config: ControlConfig) -> Endpoint:
             engine=config.engine,
             precision=config.precision,
             threads=config.threads,
+            niceness=config.niceness,
         )
     return DelayedEndpoint(made, config.delay_ms / 1e3) if config.delay_ms else made
 

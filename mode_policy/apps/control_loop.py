@@ -46,6 +46,7 @@ class ControlConfig:
     engine: EngineName = "auto"
     precision: Precision = "float32"
     threads: Annotated[int, Field(ge=1)] = 1
+    niceness: Annotated[int, Field(ge=0, le=19)] = 5
     delay_ms: Annotated[float, Field(ge=0)] = 0.0
     prompt: str | None = None
     episodes: Annotated[int, Field(ge=1)] = 1

@@ -61,7 +61,9 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
         if config.source == "path":
             raise _absent(path, config)
         fetch_store(path, config, env_tasks(task))
-    return _prepared(where, store_layout(config, task), config.adapt, language)
+    # Tasks whose experts failed have no demonstrations, and are evaluated all the same.
+    also = [t.task.instruction for t in env_tasks(task)] if config.allow_incomplete else []
+    return _prepared(where, store_layout(config, task), config.adapt, language, also)
 
 
 def store_path(config: DatasetConfig, task: TaskConfig) -> str:
@@ -76,12 +78,17 @@ def store_path(config: DatasetConfig, task: TaskConfig) -> str:
 
 
 def _prepared(
-    path: str, layout: ReplayBufferLayout | None, how: AdaptConfig, language: str | None
+    path: str,
+    layout: ReplayBufferLayout | None,
+    how: AdaptConfig,
+    language: str | None,
+    also: Sequence[str] = (),
 ) -> DemonstrationStore:
     """Open a store, read it as the configuration says, embed its instructions if need be, and say so."""
     store = adapt(open_store(path if "://" in path else Path(path).expanduser(), layout), how)
     if language is not None and store.instruction_table is None:
-        store = store.with_instructions(embed_instructions([t.instruction for t in store.tasks], language))
+        texts = [*(t.instruction for t in store.tasks), *also]
+        store = store.with_instructions(embed_instructions(texts, language))
     console.print(
         f"dataset    {store.location}: {store.num_episodes} demonstrations of {len(store.tasks)} tasks, "
         f"{store.num_steps} steps"

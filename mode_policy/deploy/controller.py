@@ -19,7 +19,7 @@ from mode_policy.deploy.interventions import BLIND, Intervention, names
 from mode_policy.deploy.quiet import deferred_signals, no_collections
 from mode_policy.deploy.robots.base import RobotInterface, RobotObservation
 from mode_policy.deploy.safety import FilterState, SafetyFilter
-from mode_policy.deploy.strategies import Chunk, Continuation, Delays, Strategy
+from mode_policy.deploy.strategies import Chunk, Delays, Strategy
 from mode_policy.deploy.summary import Summary, lateness
 from mode_policy.deploy.telemetry import Telemetry
 from mode_policy.deploy.watchdog import Watchdog
@@ -98,6 +98,7 @@ class Controller:
             RobotError: if the robot cannot be reached; after an attempt to stop it.
         """
         self.inference.discard()
+        self.telemetry.rest(False)
         self._first = int(self.telemetry.control["ticks"][0])
         outcome, error = "interrupted", ""
         pacer = Pacer(0.0, self.rate)
@@ -114,6 +115,7 @@ class Controller:
                 outcome, error = self._loop(pacer, ticks)
             finally:
                 self.robot.stop()
+                self.telemetry.rest(True)
         if self._interrupted:  # perhaps in the very tick that ended it
             outcome = "interrupted"
         return Summary(
@@ -212,7 +214,7 @@ class Controller:
         if rest is not None:
             request["rtc"] = {"actions": rest.actions, "fixed": rest.fixed, "mask": self.mask}
         if self.inference.submit(tick, request):
-            self._asked = (self._moves, _fixed(rest))
+            self._asked = (self._moves, 0 if rest is None else rest.fixed)
 
     def _receive(self, tick: int) -> None:
         """Take over a chunk that arrived."""
@@ -293,7 +295,3 @@ class Controller:
                 picture = observation.arrays.get(IMAGE_PREFIX + name)
                 if picture is not None and list(picture.shape) == shape:
                     telemetry.show(name, picture)
-
-
-def _fixed(rest: Continuation | None) -> int:
-    return 0 if rest is None else rest.fixed

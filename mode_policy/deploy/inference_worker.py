@@ -36,6 +36,8 @@ class ProcessEndpoint:
         engine: what computes (`mode_policy.inference.pool.EnginePool`).
         precision: of its large weights.
         threads: of torch in the child.
+        niceness: by which the child gives way to processes of normal priority, above all to the loop, whose
+            ticks would else begin late by a time slice where they meet on one core. Up to 19; 0 for none.
         timeout: seconds within which it must answer, or it counts as dead.
     """
 
@@ -48,6 +50,7 @@ class ProcessEndpoint:
         engine: str = "auto",
         precision: str = "float32",
         threads: int = 1,
+        niceness: int = 5,
         timeout: float = 30.0,
     ) -> None:
         settings = {
@@ -57,6 +60,7 @@ class ProcessEndpoint:
             "engine": engine,
             "precision": precision,
             "threads": threads,
+            "niceness": niceness,
         }
         self._settings = json.dumps(settings)
         self._timeout = timeout
@@ -158,6 +162,7 @@ def main() -> None:
     """Answer requests until the parent closes its end."""
     connection = Connection(int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
+    os.nice(settings.pop("niceness"))  # before there are threads: each has its own, and inherits this
     import torch
 
     from mode_policy.deploy.policy_service import LocalEndpoint, load_service

@@ -30,7 +30,7 @@ from mode_policy.errors import ConfigError
 HEADER = 16384
 TICKS = 2**14  # at 100 Hz, the last two and a half minutes
 CHUNKS = 64
-VERSION = 1
+VERSION = 2
 #: Pages are there from the beginning, so that the loop meets none that is not; Linux alone knows this.
 PRESENT = getattr(mmap, "MAP_POPULATE", 0)
 
@@ -40,6 +40,7 @@ CONTROL = np.dtype(
         ("chunks", "i8"),
         ("heartbeat", "f8"),  # monotonic time of the last tick
         ("stop", "i8"),  # set by others: stop the robot
+        ("resting", "i8"),  # whether the loop is between two runs
         ("finished", "i8"),  # set by the loop: nothing more will come
         ("log", "i8"),  # 0 no log, 1 writing, 2 complete, 3 failed
         ("message", "S400"),  # of the log
@@ -198,6 +199,10 @@ class Telemetry:
         self.ticks[n % TICKS] = values
         self.control["heartbeat"] = values[4]
         self.control["ticks"] = n + 1
+
+    def rest(self, resting: bool) -> None:
+        """Tell readers whether ticks are to be expected, or the loop is between two runs."""
+        self.control["resting"] = resting
 
     def record_chunk(self, observed: int, start: int, arrived: int, fixed: int, actions: np.ndarray) -> None:
         """Write the record of a chunk; actions beyond the announced length are left out."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from mode_policy.diffusion.prefix import Prefix, hold_prefix
 from mode_policy.diffusion.samplers import SAMPLERS, Denoise
 from mode_policy.errors import PlanError
+from mode_policy.inference.checks import check_inputs
 from mode_policy.inference.network import PlannedNetwork
 from mode_policy.inference.plan import InferencePlan
 from mode_policy.types import Observation
@@ -55,6 +56,7 @@ class Engine(ABC):
         self.network = PlannedNetwork(plan)
         self.num_draws = 1 + noise_draws(plan)
 
+    @torch.inference_mode(False)  # buffers that were written there could not be written elsewhere
     @torch.no_grad()
     def act(
         self,
@@ -66,6 +68,9 @@ class Engine(ABC):
     ) -> Inference:
         """Sample action chunks.
 
+        Threads may call it; those that share a plan wait for each other. The plan's precision decides, a
+        `torch.autocast` around the call does not.
+
         Args:
             observation: Batch of B on the policy's device.
             noise: Standard normal ``(B, C, A)``: the start and, for stochastic samplers, each draw in its
@@ -74,22 +79,21 @@ class Engine(ABC):
             prefix: Committed actions that the chunk continues.
 
         Raises:
-            PlanError: if the batch is another than the plan's, the weights have changed, or there is too
-                little noise for the sampler.
+            PlanError: if the batch is another than the plan's, the weights have changed, the policy is in
+                training mode, or there is too little noise for the sampler.
+            DataError: if a tensor is missing, or has another type, shape or device.
         """
         plan, policy = self.plan, self.plan.policy
-        if observation.batch_size != plan.batch:
-            raise PlanError(
-                f"{observation.batch_size} observations for a plan of batch {plan.batch}; make a plan for "
-                "that batch"
-            )
-        plan.check_fresh(values=False)
-        synchronize(policy.device)
-        start = time.perf_counter()
-        actions_BCA = self.run(observation, self._draws(noise, generator), prefix)
-        synchronize(policy.device)
-        seconds = time.perf_counter() - start
-        plan.check_fresh()  # with the values, which nobody had to wait for while the device was busy
+        with plan.lock, torch.autocast(policy.device.type, enabled=False):
+            plan.check_fresh(values=False)
+            draws = self._draws(noise, generator)
+            check_inputs(policy, plan.batch, observation, draws, prefix)
+            synchronize(policy.device)
+            start = time.perf_counter()
+            actions_BCA = self.run(observation, draws, prefix)
+            synchronize(policy.device)
+            seconds = time.perf_counter() - start
+            plan.check_fresh()  # with the values, which nobody had to wait for while the device was busy
         return Inference(actions_BCA, seconds)
 
     def run(self, observation: Observation, draws: Sequence[Tensor], prefix: Prefix | None) -> Tensor:
@@ -139,7 +143,10 @@ class Engine(ABC):
                 )
             return list(noise[:needed])
         shape = (self.plan.batch, policy.config.chunk, policy.action_dim)
-        return [torch.empty(shape, device=policy.device).normal_(generator=generator) for _ in range(needed)]
+        return [
+            torch.empty(shape, dtype=torch.float32, device=policy.device).normal_(generator=generator)
+            for _ in range(needed)
+        ]
 
 
 class EagerEngine(Engine):

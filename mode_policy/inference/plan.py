@@ -18,7 +18,7 @@ experts, D width, E = 3D, C chunk, A action dimension, O observation tokens, G g
 
 from __future__ import annotations
 
-import copy
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from mode_policy.config import SamplerConfig
 from mode_policy.diffusion.schedules import grid
 from mode_policy.errors import PlanError
+from mode_policy.inference.checks import blocks_of, check_mode, check_policy, check_there
 from mode_policy.inference.encoder import with_folded_encoder
 from mode_policy.inference.freshness import WeightsMark
 from mode_policy.inference.levels import level_of, network_calls
@@ -35,16 +36,15 @@ from mode_policy.inference.weights import (
     LayerProducts,
     LayerWeights,
     Precision,
-    bank_of,
     cast,
     check_precision,
     free,
     large_weights,
     layer_weights,
+    refuse_use,
     stream_type,
 )
 from mode_policy.nn.block import MoDEBlock
-from mode_policy.nn.denoiser import Denoiser
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import Observation
 
@@ -83,11 +83,16 @@ class InferencePlan:
             form (another precision, another layout). From then on the policy acts through this plan and those
             of `for_batch` alone. Where the policy's own weights serve, nothing is freed.
 
+    A plan stays in its process: it can be neither pickled nor deep-copied.
+
     Raises:
         PlanError: if a router looks at the tokens, the batch is not positive, the precision is unknown, or
-            the policy is in training mode or its weights were freed.
+            the policy is in training mode, or its weights are not float32, not finite (for 8 bits) or were
+            freed.
     """
 
+    @torch.inference_mode(False)  # whoever builds it there may act outside, and the other way round
+    @torch.no_grad()
     def __init__(
         self,
         policy: MoDEPolicy,
@@ -96,9 +101,11 @@ class InferencePlan:
         precision: Precision = "float32",
         consume: bool = False,
     ) -> None:
-        _check(policy, batch)
+        check_policy(policy, batch)
         check_precision(precision)
         self.policy = policy
+        #: Held by whoever runs this plan or one of `for_batch`: they write to the same buffers.
+        self.lock = threading.Lock()
         self.sampler = sampler or policy.config.sampler
         self.precision: Precision = precision
         self.consume = consume
@@ -116,9 +123,9 @@ class InferencePlan:
         sigma_T = torch.tensor([level.sigma for level in self.levels], device=policy.device)
         self.noise_TD = denoiser.sigma_embedding(sigma_T.log()[:, None] / 4).detach()
         self.out_weight_AD = (denoiser.out.weight * denoiser.norm.gain).detach()
-        blocks = _blocks(denoiser)
+        blocks = blocks_of(denoiser)
         for block in blocks:
-            _check_there(block)
+            check_there(block)
         self._cast: list[LayerWeights] = []
         #: Filled by the engine 'cpu', and shared with the plans of `for_batch`.
         self.packed: list[LayerProducts] = []
@@ -134,20 +141,33 @@ class InferencePlan:
         self._observer = with_folded_encoder(policy, self.stream)
         self._mark = WeightsMark(policy)
 
+    def __copy__(self) -> InferencePlan:
+        other = object.__new__(InferencePlan)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> object:
+        raise PlanError(
+            "plans and engines are neither pickled nor deep-copied; load the policy where it is needed and "
+            "make a plan there"
+        )
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def for_batch(self, batch: int) -> InferencePlan:
         """Return a plan for another batch that shares this one's weights, at next to no cost.
 
         Raises:
             PlanError: if the batch is not positive, or this plan's weights have changed.
         """
-        _check(self.policy, batch)
+        check_policy(self.policy, batch)
         self.check_fresh()
-        other = copy.copy(self)
+        other = self.__copy__()
         other._resize(batch)
         if self.uses_goal:
             other.layers = [
                 LayerTables(layer.qkv_weight_ED, layer.qkv_scale_E, *other._tables(block))
-                for layer, block in zip(self.layers, _blocks(self.policy.denoiser), strict=True)
+                for layer, block in zip(self.layers, blocks_of(self.policy.denoiser), strict=True)
             ]
         return other
 
@@ -167,7 +187,7 @@ class InferencePlan:
             return self._cast[layer]
         block = self.policy.denoiser.blocks[layer]
         assert isinstance(block, MoDEBlock)
-        _check_there(block)
+        check_there(block)
         return layer_weights(block)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -184,6 +204,7 @@ class InferencePlan:
     def free(self, block: MoDEBlock) -> None:
         """Free the large weights of one of the policy's blocks."""
         free(large_weights(block, routing=not self.uses_goal))  # tables follow the goal, where it has a say
+        refuse_use(self.policy.denoiser)
 
     def level(self, sigma: float) -> int:
         """Return the row of a noise level.
@@ -199,18 +220,32 @@ class InferencePlan:
         return self._index[sigma]
 
     def check_fresh(self, values: bool = True) -> None:
-        """Hold the plan to the weights that it was computed from.
+        """Hold the plan to the weights that it was computed from; what engines do at every inference.
+
+        Notices what optimizers, `torch.no_grad` arithmetic and ``load_state_dict`` change. Writing through
+        ``.data`` leaves no trace: after that make a new plan, or call `verify`.
 
         Args:
             values: also compare some values, which waits for the device.
 
         Raises:
-            PlanError: if they have changed since.
+            PlanError: if they have changed since, or the policy is in training mode.
         """
+        check_mode(self.policy)
         if not (self._mark.versions_hold() and (not values or self._mark.values_hold())):
             raise PlanError(
                 "the policy's weights have changed since the plan was made; make a new InferencePlan"
             )
+
+    def verify(self) -> None:
+        """`check_fresh`, and compare about a thousand values of every weight that is still there.
+
+        Raises:
+            PlanError: as `check_fresh` does; names the weight.
+        """
+        if name := self._mark.changed():
+            raise PlanError(f"{name} has changed since the plan was made; make a new InferencePlan")
+        self.check_fresh()
 
     def encode(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Return observation tokens ``(B, O, T)`` and goal embedding ``(B, G)``; see `MoDEPolicy.encode`."""
@@ -240,7 +275,7 @@ class InferencePlan:
             goal_BG = torch.cat([goal_BG, torch.zeros_like(goal_BG)])
         self.goal_BD.copy_(self.policy.denoiser.goal_embedding(goal_BG))
         if self.uses_goal:
-            for layer, block in zip(self.layers, _blocks(self.policy.denoiser), strict=True):
+            for layer, block in zip(self.layers, blocks_of(self.policy.denoiser), strict=True):
                 tables = (layer.qkv_bias_VE, layer.shift_VD, layer.expert_VK, layer.weight_VK)
                 for old, new in zip(tables, self._tables(block), strict=True):
                     if old is not None and new is not None:
@@ -275,26 +310,3 @@ class InferencePlan:
         routing = block.router(condition_VD, condition_VD[:, None])
         shift_VD = condition_VD.clone() if paper else None
         return bias_VE.clone(), shift_VD, routing.expert_RK, routing.weight_RK
-
-
-def _blocks(denoiser: Denoiser) -> list[MoDEBlock]:
-    return [block for block in denoiser.blocks if isinstance(block, MoDEBlock)]
-
-
-def _check(policy: MoDEPolicy, batch: int) -> None:
-    if batch < 1:
-        raise PlanError(f"batch={batch}; give the number of samples per call, at least 1")
-    if policy.training:
-        raise PlanError("the policy is in training mode, where routers draw; call policy.eval() first")
-    for i, block in enumerate(_blocks(policy.denoiser)):
-        bank_of(block)
-        if block.router.scope == "token":
-            raise PlanError(
-                f"the router of layer {i} looks at the tokens ({type(block.router).__name__}, scope "
-                "'token'), so its choice is not known beforehand; call the policy itself"
-            )
-
-
-def _check_there(block: MoDEBlock) -> None:
-    if block.attention.proj.weight.numel() == 0:
-        raise PlanError("the policy's weights were freed for another plan; load the checkpoint again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
@@ -29,7 +30,7 @@ class EnginePool:
 
     An engine runs one size of batch, so the pool makes them as sizes come; they share their weights. Engines
     that compile take seconds to minutes to start. They are made for sizes that were announced by `prepare`
-    alone, the others get the engine ``eager``.
+    alone, the others get the engine ``eager``. Threads may share a pool.
 
     Args:
         policy: Ready to act. Its large weights are freed where the engine holds them in another form.
@@ -56,6 +57,7 @@ class EnginePool:
             raise PlanError(f"engine 'policy' with precision {precision!r}; only plans have other precisions")
         self.policy = policy
         self.name, self.precision = name, precision
+        self._lock = threading.Lock()
         self._engines: OrderedDict[int, Engine] = OrderedDict()
         self._plan: InferencePlan | None = None
         self.engine, self.reason = "policy", "it was asked for"
@@ -65,8 +67,9 @@ class EnginePool:
     def prepare(self, batch: int) -> None:
         """Make the engine for a batch, however long that takes."""
         self._check()
-        if self._plan is not None and batch not in self._engines:
-            self._keep(batch, make_engine(self._plan.for_batch(batch), self.engine).engine)
+        with self._lock:
+            if self._plan is not None and batch not in self._engines:
+                self._keep(batch, make_engine(self._plan.for_batch(batch), self.engine).engine)
 
     def act(
         self, observation: Observation, draw: Callable[[], Tensor], prefix: Prefix | None = None
@@ -84,7 +87,8 @@ class EnginePool:
         self._check()
         if self._plan is None:
             return self.policy.act(observation, noise=draw, prefix=prefix)
-        engine = self._engine(self._plan, observation.batch_size)
+        with self._lock:
+            engine = self._engine(self._plan, observation.batch_size)
         noise = [draw() for _ in range(engine.num_draws)]
         return engine.act(observation, noise=noise, prefix=prefix).actions_BCA
 

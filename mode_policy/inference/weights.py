@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mode_kernels.quantize import quantize
 from mode_policy.errors import PlanError, did_you_mean
@@ -123,13 +123,20 @@ def stream_type(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def cast(weight: Tensor, precision: Precision) -> Matrix:
-    """Return a weight in a precision; float32 weights are not copied."""
+    """Return a weight in a precision; float32 weights are not copied.
+
+    Raises:
+        PlanError: if it is not finite, and the precision has 8 bits.
+    """
     weight = weight.detach()
     if precision == "float32":
         return Matrix(weight)
     if precision == "bfloat16":
         return Matrix(weight.bfloat16())
-    return Matrix(*quantize(weight, precision))
+    try:
+        return Matrix(*quantize(weight, precision))
+    except ValueError as error:
+        raise PlanError(f"precision {precision!r}: {error}") from error
 
 
 def layer_weights(block: MoDEBlock, precision: Precision = "float32") -> LayerWeights:
@@ -169,6 +176,19 @@ def free(weights: Iterable[Tensor]) -> None:
     """Give back the memory of tensors; they are empty from then on."""
     for weight in weights:
         weight.data = weight.data.new_empty(0)
+
+
+def refuse_use(denoiser: nn.Module) -> None:
+    """Let a denoiser whose weights were freed say so, rather than run or be saved without them."""
+    if _refuse not in denoiser._forward_pre_hooks.values():
+        denoiser.register_forward_pre_hook(_refuse)
+        denoiser.register_state_dict_pre_hook(_refuse)
+
+
+def _refuse(*_: object) -> None:
+    raise PlanError(
+        "the policy's weights were freed for a plan; act through that plan, or load the checkpoint again"
+    )
 
 
 def bank_of(block: MoDEBlock) -> SwiGLUExperts:

@@ -69,6 +69,18 @@ def test_waiting_ends_with_the_answer_or_in_time(service):
         assert inference.poll() is not None
 
 
+@pytest.mark.parametrize("niceness", [5, 0])
+def test_a_process_gives_way_to_the_loop_with_all_its_threads(checkpoint, niceness):
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    endpoint = ProcessEndpoint(checkpoint, niceness=niceness, threads=2)
+    with Inference(endpoint) as inference:
+        inference.wait_until_ready(120)
+        answer(inference, 1)
+        threads = os.listdir(f"/proc/{endpoint.pid}/task")
+        assert {os.getpriority(os.PRIO_PROCESS, int(t)) for t in threads} == {min(19, own + niceness)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own, "the loop's stays"
+
+
 def test_a_killed_process_is_replaced(checkpoint):
     endpoint = ProcessEndpoint(checkpoint)
     with Inference(endpoint) as inference:

@@ -76,8 +76,13 @@ def test_the_state_holds_what_happened(telemetry):
 
 def test_it_says_what_becomes_of_the_loop(telemetry, monkeypatch):
     watched = Watched(telemetry.path)
+    assert watched.state(0, 0)["status"] == "starting"
     record(telemetry, 0)
     assert watched.state(0, 0)["status"] == "silent", "its heartbeat is that of long ago"
+    telemetry.rest(True)
+    assert watched.state(0, 0)["status"] == "between episodes"
+    telemetry.rest(False)
+    assert watched.state(0, 0)["status"] == "silent"
     telemetry.request_stop()
     assert watched.state(0, 0)["status"] == "stopping"
     telemetry.finish()
@@ -109,6 +114,12 @@ def test_deadlines_are_missed_by_being_late_or_left_out(telemetry):
     assert watched.state(0, 0)["misses"] == 2 + 3, "a tick lasts 20 ms"
     record(telemetry, 5, skipped=4)
     assert watched.state(0, 0)["misses"] == 2 + 4
+    for tick, skipped in enumerate([1, 1, 2]):
+        record(telemetry, tick, episode=1, skipped=skipped)
+    assert watched.state(0, 0)["misses"] == 2 + 4 + 2, "each episode counts from zero"
+    record(telemetry, 0, episode=2, skipped=5)
+    assert watched.state(0, 0)["misses"] == 2 + 4 + 2 + 5
+    assert Watched(telemetry.path).state(0, 0)["misses"] == 2 + 4 + 2 + 5, "seen all at once"
 
 
 def test_it_waits_for_a_loop_and_follows_to_the_next(tmp_path, monkeypatch):

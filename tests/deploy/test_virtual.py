@@ -201,6 +201,25 @@ def test_jumps_are_told_apart(moving_sizes):
     np.testing.assert_allclose(delta["jerk sum"], 3 + 3 + 3)
 
 
+def test_a_cell_is_summarised(benchmark_code, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # the benchmark takes the repository away from it
+    monkeypatch.setitem(sys.modules, "_realtime", benchmark_code)
+    described = importlib.util.spec_from_file_location(
+        "realtime_delay", ROOT / "benchmarks/realtime_delay.py"
+    )
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    sizes = {f"{name} {what}": 2 for name in ("seam", "inside", "jerk", "held") for what in ("n", "sum")}
+    episode = {"key": "rtc half pusht 0", "delay ticks": 5.0, "ticks": 9, "missed": 0, **sizes}
+    row = module.summarise(
+        [{**episode, "success": True, "coverage": 0.96}, {**episode, "success": False, "coverage": 0.0}]
+    )
+    assert row["coverage"] == 0.48, "a block that was never on its target counts"
+    assert row["lost"] == {"pusht": 1}
+    assert row["success"] == 0.5
+    assert module.summarise([{**episode, "success": True, "coverage": None}])["coverage"] is None
+
+
 class Counting:
     """A policy whose every answer says how many were asked together."""
 

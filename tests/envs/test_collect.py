@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import deque
 
 import numpy as np
 import pytest
@@ -9,12 +10,20 @@ import pytest
 from mode_envs import env_task, make, make_expert, suite
 from mode_envs.collect import collect, episode_seed
 from mode_envs.demonstrate import Attempt, Demonstrator, RemoteDemonstrator
+from mode_envs.task_queue import WITHOUT_SUCCESS, CollectSettings, TaskProgress, TaskQueue
 from mode_envs.worker import Worker
 from mode_policy.errors import ConfigError, SimulatorError
 
 pytest.importorskip("metaworld")
 
 TASKS = [env_task("pick-place-v3"), env_task("drawer-close-v3"), env_task("reach-v3")]
+
+
+def kept(episodes, where):
+    """Keep what is handed out, whatever follows."""
+    for episode in episodes:
+        where.append(episode)
+        yield episode
 
 
 def contents(episodes):
@@ -66,9 +75,54 @@ def test_noise_disturbs_the_motion_but_not_the_record():
     assert np.array_equal(noisy["action"], again["action"])
 
 
-def test_hopeless_expert_is_reported():
-    with pytest.raises(SimulatorError, match=r"'pick-place-v3' solved only 0 of 4 attempts \(0%\)"):
-        list(collect(TASKS[:1], 2, workers=2, noise=5.0, noise_probability=1.0, max_attempts=4))
+HOPELESS = {"noise": 5.0, "noise_probability": 1.0, "max_attempts": 4}
+"""Under so much noise reaching succeeds, and picking and placing does not."""
+
+
+def test_a_hopeless_expert_costs_its_own_task_alone():
+    tasks = [TASKS[0], TASKS[2]]
+    collection, found = collect(tasks, 2, workers=2, **HOPELESS), []
+    with pytest.raises(SimulatorError, match=r"1 of 2 tasks .*\('pick-place-v3': 0 of 4 attempts \(0%\)\)"):
+        deque(kept(collection, found), maxlen=0)
+    assert [name for name, _, _ in contents(found)] == ["reach-v3", "reach-v3"]
+    assert collection.report.given_up == ["pick-place-v3"]
+    assert (collection.report.missing, collection.report.complete) == (2, 2)
+    (left,) = collect(tasks, 2, workers=1, skip={"reach-v3": 1}, allow_incomplete=True, **HOPELESS)
+    assert contents([left]) == contents(found[1:])
+
+
+def queue(episodes, **settings):
+    """The work with one task, whose outcomes a test makes up."""
+    given = {"seed": 0, "noise": 0.0, "noise_probability": 0.5, "settle_steps": 5, "no_ops_below": 0.0}
+    given |= {"max_attempts": None, "options": {}, "cameras": (), "size": None, "recordings": None}
+    made = CollectSettings(episodes=episodes, **given | settings)
+    return TaskQueue(TASKS[0], made, TaskProgress(episodes), 0)
+
+
+def drive(work, solved, at_once):
+    """Let ``at_once`` processes make attempts, which end in any order; return the numbers handed out."""
+    running, handed, rng = [], [], np.random.default_rng(0)
+    while not work.finished:
+        while len(running) < at_once and (job := work.next_job()) is not None:
+            running.append(job)
+        job = running.pop(rng.integers(len(running)))
+        work.take(job, {"action": np.full((1, 1), job.number)} if job.number in solved else None)
+        handed += [int(arrays["action"][0, 0]) for _, arrays in work.ready()]
+    return handed
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_what_is_given_up_does_not_depend_on_the_processes(at_once):
+    hopeless = queue(50)
+    assert drive(hopeless, {WITHOUT_SUCCESS + 1}, at_once) == []
+    assert hopeless.progress.missing == 50
+    assert hopeless.progress.attempts < WITHOUT_SUCCESS + 40
+    late = queue(2)
+    assert drive(late, {WITHOUT_SUCCESS - 1}, at_once) == [WITHOUT_SUCCESS - 1]
+    assert late.progress.missing == 1
+    fine = queue(2)
+    assert drive(fine, {3, 9, 10}, at_once) == [3, 9]
+    assert fine.progress.missing == 0
 
 
 def test_wrong_values_are_named():

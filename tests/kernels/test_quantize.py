@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mode_kernels import quantize as module
 from mode_kernels.quantize import Quantised, dequantize, quantize
 
 FORMATS = ("int8", "fp8")
@@ -53,3 +54,23 @@ def test_types():
     assert quantize(weight, "int8").value.dtype == torch.int8
     assert quantize(weight, "fp8").value.dtype == torch.float8_e4m3fn
     assert dequantize(Quantised(*quantize(weight, "int8")), torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_parts_are_rounded_as_the_whole(format, monkeypatch):
+    weight = torch.randn(3, 7, 10, generator=torch.Generator().manual_seed(2))
+    whole = quantize(weight, format)
+    monkeypatch.setattr(
+        module, "_PART", 45
+    )  # four channels, over the border of a matrix; the last part is cut
+    parts = quantize(weight, format)
+    assert torch.equal(parts.value.float(), whole.value.float())
+    assert torch.equal(parts.scale, whole.scale)
+    weight[2, 6, 9] = torch.inf
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(weight, format)
+
+
+def test_tiny_channels_do_not_wrap():
+    weight = torch.tensor([[190.0, -190.0]]) * 2**-149  # whose scale is rounded to a third less
+    assert (quantize(weight, "int8").value == torch.tensor([[127, -127]])).all()

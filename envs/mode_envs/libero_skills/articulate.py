@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from mode_envs.libero_skills.joints import JointWay, target_value, ways
+from mode_envs.libero_skills.joints import JointWay, doors, farthest_value, target_value, ways
 from mode_envs.libero_skills.motion import CLOSED, OPEN, Actions, Context, follow, hold
 from mode_envs.libero_skills.poses import Pose
 from mode_envs.libero_skills.pushes import carried
@@ -17,9 +17,13 @@ _CLOSING, _OPENING = 10, 8  # steps that the fingers need
 _AHEAD = 0.035  # m that the hand is asked to be ahead of the joint
 _PATIENCE = 25  # steps without progress
 _LONGEST = 160  # steps for one movement
+_WIDER = 0.01  # m or rad, that are worth going for
+_SHORT = 0.002  # m or rad before the end of a joint's range
 
 
-def articulate(context: Context, predicate: Predicate, joint: int, attempt: int) -> Actions:
+def articulate(
+    context: Context, predicate: Predicate, joint: int, attempt: int, target: float | None = None
+) -> Actions:
     """Move a joint until a predicate holds.
 
     Args:
@@ -27,9 +31,10 @@ def articulate(context: Context, predicate: Predicate, joint: int, attempt: int)
         predicate: About the joint.
         joint: MuJoCo's number of it.
         attempt: Which of the ways to take; 0 for the best.
+        target: Where to take the joint (m or rad); None for as little as makes the predicate hold.
     """
     scene = context.scene
-    target = target_value(scene, predicate, joint)
+    target = target_value(scene, predicate, joint) if target is None else target
     if target is None:
         return context.failed(f"nothing makes {predicate} hold")
     chosen: JointWay | None = None
@@ -56,6 +61,18 @@ def articulate(context: Context, predicate: Predicate, joint: int, attempt: int)
     )
     yield from follow(context, [out], grip, speed=0.18, tolerance=(0.02, 0.2))
     return scene.holds(predicate) or context.failed(f"the joint of {predicate} did not get there")
+
+
+def open_wider(context: Context, predicate: Predicate) -> Actions:
+    """Open what a predicate puts something into as wide as it goes; return whether that changed anything."""
+    scene, wider = context.scene, False
+    for joint, opened in doors(scene, predicate):
+        end, before = farthest_value(scene, opened, joint), scene.joint_value(joint)
+        if end is None or abs(end - before) < _WIDER:
+            continue
+        yield from articulate(context, opened, joint, 0, end - math.copysign(_SHORT, end - before))
+        wider |= abs(end - before) - abs(end - scene.joint_value(joint)) > _WIDER / 2
+    return wider
 
 
 def _move(context: Context, predicate: Predicate, joint: int, target: float, turning: float) -> Actions:

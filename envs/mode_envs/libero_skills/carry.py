@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mode_envs.libero_skills.articulate import open_wider
 from mode_envs.libero_skills.clearance import FULLY_OPEN, Held
 from mode_envs.libero_skills.grasps import Grasp, propose, tilted
 from mode_envs.libero_skills.motion import CLOSED, OPEN, Actions, Context, follow, hold
@@ -31,13 +32,17 @@ _LEANS = (0.35, 0.7, 1.05, 1.4)
 
 @dataclass(frozen=True)
 class _Transfer:
-    """A grasp with all that follows from it: the poses before it, after it, and at the other end."""
+    """A grasp with all that follows from it: the poses before it, after it, and at the other end.
+
+    It is perched if the object would rest higher than where there is room for it: what is let go there tilts.
+    """
 
     grasp: Grasp
     before: Pose
     lifted: Pose
     rest: Rest
     drop: float
+    perched: bool
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ def carry(context: Context, predicate: Predicate) -> Actions:
     """Pick up the predicate's first argument and put it where the predicate holds."""
     name = predicate[1]
     transfer = _choose(context, predicate)
+    if (transfer is None or transfer.perched) and (yield from open_wider(context, predicate)):
+        transfer = _choose(context, predicate)
     if transfer is None and can_slide(context, predicate):
         return (yield from slide(context, predicate))
     if transfer is None:
@@ -141,6 +148,7 @@ def _best(context: Context, name: str, grasps: Sequence[Grasp], goals: Sequence[
     """Return the first of the grasps that can be released low, or else that which can be released lowest."""
     scene = context.scene
     best: _Transfer | None = None
+    lowest = min(goal.pose.position[2] for goal in goals)
     looked_at: list[Grasp] = []
     avoided = [scene.pose(name) @ hand for hand in context.failed_grasps.get(name, [])]
     for grasp in grasps[:_TRIED]:
@@ -156,10 +164,13 @@ def _best(context: Context, name: str, grasps: Sequence[Grasp], goals: Sequence[
         if lifted is None:
             continue
         looked_at.append(grasp)
-        releases = (_release(context, held, rest, grasp.width) for rest in goals)
-        release = next((r for r in releases if r is not None), None)
-        if release is not None and (best is None or release.drop < best.drop - _LOW / 2):
-            best = _Transfer(grasp, before, lifted, release.rest, release.drop)
+        for rest in goals:
+            release = _release(context, held, rest, grasp.width)
+            if release is not None and (best is None or release.drop < best.drop - _LOW / 2):
+                perched = bool(rest.pose.position[2] > lowest + _LOW)
+                best = _Transfer(grasp, before, lifted, rest, release.drop, perched)
+            if best is not None and best.drop < _LOW:
+                break
         if (best is not None and best.drop < _LOW) or len(looked_at) == _LOOKED_AT:
             break
     return best

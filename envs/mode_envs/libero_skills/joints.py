@@ -59,6 +59,21 @@ def target_value(scene: Scene, predicate: Predicate, joint: int) -> float | None
     return float(values[nearest] + _INTO * (values[last] - values[nearest]))
 
 
+def farthest_value(scene: Scene, predicate: Predicate, joint: int) -> float | None:
+    """Return the end of the joint's range (m or rad) at which the predicate holds, or None."""
+    ends = (float(end) for end in scene.model.jnt_range[joint])
+    return next((end for end in ends if scene.with_joint(predicate, joint, end)), None)
+
+
+def doors(scene: Scene, predicate: Predicate) -> list[tuple[int, list[str]]]:
+    """Return the joints that bar what a predicate puts something into, and the predicates that open them."""
+    if predicate[0] != "in":
+        return []
+    region, owner = predicate[2], scene.owner_of_region(predicate[2])
+    name = region if scene.joints(region) else owner
+    return [(joint, ["open", name]) for joint in scene.joints(name)]
+
+
 def ways(context: Context, joint: int, target: float) -> Iterator[JointWay]:
     """Yield ways to take a joint to a value, the best first; then those that only go a part of the way."""
     scene = context.scene

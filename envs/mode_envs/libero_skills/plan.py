@@ -6,6 +6,7 @@ import numpy as np
 
 from mode_envs.libero_skills.articulate import articulate
 from mode_envs.libero_skills.carry import carry
+from mode_envs.libero_skills.joints import doors
 from mode_envs.libero_skills.motion import Actions, Context
 from mode_envs.libero_skills.scene import Predicate, Scene
 
@@ -73,21 +74,11 @@ def _precedes(scene: Scene, first: Predicate, second: Predicate) -> bool:
     if first[0] not in _MOVING:
         return False
     if second[0] == "close":
-        return set(scene.joints(second[1])) <= set(_doors(scene, first)) != set()
+        return set(scene.joints(second[1])) <= {joint for joint, _ in doors(scene, first)} != set()
     return second[0] in _MOVING and scene.owner_of_region(second[2]) == first[1]
 
 
 def _needed_first(scene: Scene, predicate: Predicate) -> list[str]:
     """Return the predicate, or that what it puts something into be open, if that is not."""
-    for joint in _doors(scene, predicate):
-        for name in (predicate[2], scene.owner_of_region(predicate[2])):
-            if joint in scene.joints(name) and not scene.holds(["open", name]):
-                return ["open", name]
-    return list(predicate)
-
-
-def _doors(scene: Scene, predicate: Predicate) -> list[int]:
-    """Return the joints that bar what a predicate puts something into."""
-    if predicate[0] != "in":
-        return []
-    return scene.joints(predicate[2]) or scene.joints(scene.owner_of_region(predicate[2]))
+    closed = (opened for _, opened in doors(scene, predicate) if not scene.holds(opened))
+    return next(closed, list(predicate))

@@ -16,13 +16,14 @@ PAGE = """<!doctype html>
 </header>
 <main>
   <section class="wide">
-    <h2>Actions <small>sent, proposed, predicted chunks; red ticks: interventions</small></h2>
+    <h2>Actions <small><b class="sent">sent</b>, <b class="asked">proposed</b>,
+      <b class="chunk">predicted chunks</b>, <b class="bad">interventions</b></small></h2>
     <div id="actions"></div></section>
   <section id="camerabox"><h2>Cameras</h2><div id="cameras"></div></section>
-  <section><h2>Inference <small>ms from request to chunk</small></h2>
-    <canvas id="latency" width="420" height="160"></canvas></section>
-  <section><h2>Loop <small>ms that ticks began late</small></h2>
-    <canvas id="late" width="420" height="160"></canvas></section>
+  <section><h2>Inference <small>from request to chunk, up to … ms</small></h2>
+    <canvas id="latency"></canvas></section>
+  <section><h2>Loop <small>ticks that began late, by up to … ms</small></h2>
+    <canvas id="late"></canvas></section>
   <section><h2>Interventions <small>ticks</small></h2><table id="interventions"></table></section>
 </main>
 <script src="/monitor.js"></script>
@@ -30,16 +31,23 @@ PAGE = """<!doctype html>
 """
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --sent: #2563eb; --asked: #94a3b8; --bad: #dc2626; }
+:root { color-scheme: light dark; --line: #8884; }
+:root { --sent: #2563eb; --asked: #94a3b8; --chunk: #f59e0b; --bad: #dc2626; }
 body { margin: 0; font: 14px/1.4 system-ui, sans-serif; }
-header { display: flex; gap: 1em; align-items: center; padding: .6em 1em; }
+header { display: flex; flex-wrap: wrap; gap: .4em 1em; align-items: center; padding: .6em 1em; }
 header { border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.1em; margin: 0; } h2 { font-size: 1em; margin: 0 0 .4em; }
 small { color: gray; font-weight: normal; }
-main { display: grid; align-items: start; gap: 1em; padding: 1em; }
-main { grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); }
+.sent { color: var(--sent); } .asked { color: var(--asked); }
+.chunk { color: var(--chunk); } .bad { color: var(--bad); }
+main { display: grid; gap: 1em; padding: 1em; grid-template-columns: repeat(3, minmax(0, 1fr)); }
 section { border: 1px solid var(--line); border-radius: 6px; padding: .8em; }
 .wide { grid-column: 1 / -1; }
+main.seeing .wide { grid-column: span 2; }
+@media (max-width: 900px) {
+  main { grid-template-columns: minmax(0, 1fr); }
+  main .wide, main.seeing .wide { grid-column: auto; }
+}
 .badge { padding: .1em .6em; border-radius: 1em; background: #8883; }
 .badge.running { background: #16a34a; color: white; }
 .badge.holding { background: #d97706; color: white; }
@@ -48,7 +56,9 @@ button { margin-left: auto; padding: .6em 1.4em; border: 0; border-radius: 6px; 
 button { background: var(--bad); color: white; font-weight: bold; font-size: 1em; }
 button:focus-visible { outline: 3px solid #f59e0b; }
 section canvas { width: 100%; display: block; }
-#cameras canvas { max-width: 360px; }
+#latency, #late { height: 170px; }
+#cameras { display: grid; gap: .6em; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
+figure { margin: 0; max-width: 400px; } figcaption { color: gray; font-size: .85em; }
 td { padding: 0 1em 0 0; } td + td { text-align: right; }
 """
 
@@ -63,16 +73,24 @@ function plots(wanted) {
   names = wanted;
   $("actions").replaceChildren(...names.map(name => {
     const canvas = document.createElement("canvas");
-    canvas.width = 1200; canvas.height = 110; canvas.title = name;
+    canvas.title = name;
+    canvas.style.height = Math.max(48, Math.min(110, 480 / names.length)) + "px";
     return canvas;
   }));
+}
+
+function cleared(canvas) {  // as sharp as the screen, in its own pixels
+  const scale = window.devicePixelRatio || 1, w = canvas.clientWidth, h = canvas.clientHeight;
+  canvas.width = Math.round(w * scale); canvas.height = Math.round(h * scale);
+  const c = canvas.getContext("2d");
+  c.scale(scale, scale);
+  return [c, w, h];
 }
 
 function color(name) { return getComputedStyle(document.documentElement).getPropertyValue(name); }
 
 function drawAction(canvas, d) {
-  const c = canvas.getContext("2d"), w = canvas.width, h = canvas.height - 14;
-  c.clearRect(0, 0, w, canvas.height);
+  const [c, w, full] = cleared(canvas), h = full - 14, left = 130;
   if (!ticks.length) return;
   const last = ticks[ticks.length - 1].tick, ahead = 40, first = last - KEPT;
   const shown = chunks.slice(-3);
@@ -80,7 +98,7 @@ function drawAction(canvas, d) {
     .concat(shown.flatMap(k => k.actions.map(a => a[d]))).filter(v => v !== null);
   if (!values.length) return;
   const low = Math.min(...values), high = Math.max(...values), span = (high - low) || 1;
-  const x = t => (t - first) / (KEPT + ahead) * w, y = v => 4 + (high - v) / span * (h - 8);
+  const x = t => left + (t - first) / (KEPT + ahead) * (w - left), y = v => 4 + (high - v) / span * (h - 8);
   function line(points, style, width) {
     c.strokeStyle = style; c.lineWidth = width; c.beginPath();
     let down = false;
@@ -91,19 +109,22 @@ function drawAction(canvas, d) {
     }
     c.stroke();
   }
-  for (const k of shown) line(k.actions.map((a, i) => [k.start + i, a[d]]), "#f59e0b88", 3);
+  c.fillStyle = color("--line"); c.fillRect(x(last), 0, 1, h);
+  c.globalAlpha = .6;
+  for (const k of shown) line(k.actions.map((a, i) => [k.start + i, a[d]]), color("--chunk"), 3);
+  c.globalAlpha = 1;
   line(ticks.map(t => [t.tick, t.proposal[d]]), color("--asked"), 1);
   line(ticks.map(t => [t.tick, t.action[d]]), color("--sent"), 2);
   c.fillStyle = color("--bad");
   for (const t of ticks)
     if (t.interventions.length && t.tick >= first) c.fillRect(x(t.tick) - 1, h + 2, 2, 8);
   c.fillStyle = "gray"; c.font = "12px system-ui";
-  c.fillText(`${names[d]}  ${low.toFixed(3)} to ${high.toFixed(3)}`, 4, 12);
+  c.fillText(names[d], 0, 14, left - 10);
+  c.fillText(`${low.toFixed(3)} to ${high.toFixed(3)}`, 0, 30, left - 10);
 }
 
 function bars(canvas, labels, counts) {
-  const c = canvas.getContext("2d"), w = canvas.width, h = canvas.height;
-  c.clearRect(0, 0, w, h);
+  const [c, w, h] = cleared(canvas);
   const most = Math.max(1, ...counts), step = w / counts.length;
   c.font = "10px system-ui"; c.textAlign = "center";
   counts.forEach((n, i) => {
@@ -121,7 +142,7 @@ function lateness() {
     const i = bounds.findIndex(b => t.late <= b);
     counts[i < 0 ? bounds.length : i]++;
   }
-  bars($("late"), bounds.map(b => "≤" + b).concat(">10"), counts);
+  bars($("late"), bounds.map(String).concat("more"), counts);
 }
 
 async function camera(name) {
@@ -131,8 +152,9 @@ async function camera(name) {
   const rgb = new Uint8Array(await answer.arrayBuffer());
   let canvas = document.querySelector(`canvas[data-camera="${CSS.escape(name)}"]`);
   if (!canvas) {
-    canvas = document.createElement("canvas"); canvas.dataset.camera = name; canvas.title = name;
-    $("cameras").append(canvas);
+    canvas = document.createElement("canvas"); canvas.dataset.camera = name;
+    const figure = document.createElement("figure"), caption = document.createElement("figcaption");
+    caption.textContent = name; figure.append(canvas, caption); $("cameras").append(figure);
   }
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
   const image = new ImageData(w, h);
@@ -160,9 +182,10 @@ function show(s) {
     (newest ? ` · chunk delay ${newest.delay} ticks` : "") +
     (s.losses ? ` · inference lost ${s.losses} ×` : "") + ` · log ${s.log} ${s.log_message}`;
   [...$("actions").children].forEach(drawAction);
-  bars($("latency"), s.latencies.bounds.map(b => "≤" + b).concat("more"), s.latencies.counts);
+  bars($("latency"), s.latencies.bounds.map(String).concat("more"), s.latencies.counts);
   lateness();
-  $("interventions").replaceChildren(...Object.entries(s.interventions).sort().map(([name, n]) => {
+  const found = Object.entries(s.interventions).sort();
+  $("interventions").replaceChildren(...(found.length ? found : [["none", ""]]).map(([name, n]) => {
     const row = document.createElement("tr");
     for (const text of [name.replaceAll("_", " "), n]) {
       const cell = document.createElement("td"); cell.textContent = text; row.append(cell);
@@ -170,6 +193,7 @@ function show(s) {
     return row;
   }));
   $("camerabox").hidden = !s.cameras.length;
+  document.querySelector("main").classList.toggle("seeing", s.cameras.length > 0);
 }
 
 async function poll() {

@@ -33,6 +33,7 @@ class Watched:
 
     def _forget(self) -> None:
         self._counted = self._misses = self._skipped = self._losses = 0
+        self._episode = -1
         self._totals: dict[str, int] = {}
         self._held = False
 
@@ -77,7 +78,7 @@ class Watched:
                 for c in made[-8:]
             ],
             "count": count,
-            "misses": self._misses + self._skipped,
+            "misses": self._misses,
             "losses": self._losses,
             "interventions": self._totals,
             "latencies": self._latencies(telemetry),
@@ -93,7 +94,11 @@ class Watched:
                 self._totals[name] = self._totals.get(name, 0) + 1
         if len(rows):
             self._misses += int((rows["finished"] > rows["due"] + 1 / telemetry.header["rate"]).sum())
+            begins = rows["episode"] != np.append(self._episode, rows["episode"][:-1])
+            before = np.where(begins, 0, np.append(self._skipped, rows["skipped"][:-1]))
+            self._misses += int((rows["skipped"] - before).sum())
             self._skipped, self._losses = int(rows["skipped"][-1]), int(rows["losses"][-1])
+            self._episode = int(rows["episode"][-1])
             self._held = bool(rows["interventions"][-1] & HELD)
 
     def _status(self, telemetry: Telemetry, silent: float) -> str:
@@ -103,6 +108,10 @@ class Watched:
             return "died"
         if telemetry.stop_requested:
             return "stopping"
+        if telemetry.control["resting"][0]:
+            return "between episodes"
+        if not telemetry.control["ticks"][0]:
+            return "starting"
         if silent > SILENT:
             return "silent"
         return "holding" if self._held else "running"
