@@ -69,7 +69,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Report
             capture_output=True,
             text=True,
         )
-        assert "powered by Hydra" in done.stdout, done.stderr
+        assert f"uv run {script}" in done.stdout, done.stderr
         answers = [line for line in done.stdout.splitlines() if line.startswith("REPORT ")]
         assert answers, done.stderr
         report: Report = json.loads(answers[0].removeprefix("REPORT "))

@@ -36,7 +36,9 @@ from mode_policy.apps.launch import restarted, start_processes
 from mode_policy.apps.objective import objective
 from mode_policy.apps.orientation import check_orientation
 from mode_policy.apps.progress import bar
-from mode_policy.apps.rollouts import announce, evaluate_policy
+from mode_policy.apps.protocol import episodes_of
+from mode_policy.apps.rollouts import announce
+from mode_policy.apps.shared_rollouts import evaluate_together
 from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
 from mode_policy.config import build
@@ -79,7 +81,7 @@ def main(data: dict[str, Any]) -> float | None:
 def run(config: TrainConfig, folder: Path, data: dict[str, Any]) -> None:
     """Carry out a training run in ``folder``; ``data`` is its configuration as plain data.
 
-    Of several processes, the first collects, writes and evaluates; the others only train.
+    Of several processes, the first collects and writes; all train, and all make their share of the rollouts.
 
     Raises:
         ConfigError: if the folder holds a run already and this one does not resume it.
@@ -114,10 +116,13 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
     if config.evaluation.episodes:
+        episodes_of(tasks, config.evaluation)
         check_places(tasks, config.policy.cameras)
     with processes.main_first():
-        if config.dataset.source == "scripted" and config.policy.cameras and config.init_from is None:
-            check_initial_weights(config.policy.vision)  # before hours of collecting demonstrations
+        # Before hours of collecting or downloading; but without a network, how to get the data is said first.
+        offline = config.dataset.source == "scripted" or config.policy.vision.weights != "imagenet"
+        if config.policy.cameras and offline and config.init_from is None:
+            check_initial_weights(config.policy.vision)
         store = get_store(config.dataset, config.task, config.policy.language)
         others = get_mixture(config.dataset, config.policy.language)
     if config.evaluation.episodes:
@@ -146,18 +151,17 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
                 if processes.main:
                     check_orientation(store, own.image_keys, tasks)
     summary = train(policy, config, windows, folder, data, demonstrated, processes)
-    processes.close()
-    if not processes.main:
-        return
     console.print(
         f"trained    {summary.steps} steps in {summary.seconds / 60:.1f} min, "
         f"{summary.samples_per_second:.0f} samples/s, loss {summary.loss:.4f}"
         + (f", validation loss {summary.validation_loss:.4f}" if summary.validation_loss is not None else "")
     )
     if not config.evaluation.episodes:
+        processes.close()
         console.print(f"checkpoint {summary.checkpoint}")
         return
-    evaluation, _ = evaluate_policy(
+    evaluation = evaluate_together(
+        processes,
         load_policy(summary.checkpoint, weights=config.evaluation.weights, device=policy.device),
         tasks,
         config.evaluation,
@@ -168,7 +172,9 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         metrics=read_metrics(folder / "metrics.jsonl"),
         training_summary=_shown(summary, store.num_episodes, policy),
     )
-    announce(evaluation, folder, summary.checkpoint)
+    processes.close()
+    if evaluation is not None:
+        announce(evaluation, folder, summary.checkpoint)
 
 
 def initialise(policy: MoDEPolicy, config: TrainConfig) -> None:

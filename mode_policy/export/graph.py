@@ -23,7 +23,8 @@ from mode_policy.diffusion.samplers import SAMPLERS
 from mode_policy.export.manifest import Array
 from mode_policy.inference.engine import noise_draws
 from mode_policy.inference.network import PlannedNetwork
-from mode_policy.inference.plan import InferencePlan, LayerTables
+from mode_policy.inference.plan import InferencePlan
+from mode_policy.inference.tables import LayerTables
 from mode_policy.nn.block import MoDEBlock
 from mode_policy.types import Observation, feature_kind
 

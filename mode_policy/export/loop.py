@@ -18,7 +18,8 @@ from torch._higher_order_ops.scan import scan
 
 from mode_policy.export.program import sampler_program
 from mode_policy.inference.network import PlannedNetwork, sum_of
-from mode_policy.inference.plan import InferencePlan, LayerTables
+from mode_policy.inference.plan import InferencePlan
+from mode_policy.inference.tables import LayerTables
 from mode_policy.inference.weights import ExpertWeights, LayerWeights
 from mode_policy.nn.block import MoDEBlock
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from mode_policy.inference.checks import blocks_of, check_mode, check_policy, ch
 from mode_policy.inference.encoder import with_folded_encoder
 from mode_policy.inference.freshness import WeightsMark
 from mode_policy.inference.levels import level_of, network_calls
+from mode_policy.inference.tables import LayerTables, table_rows
 from mode_policy.inference.weights import (
     LayerProducts,
     LayerWeights,
@@ -47,28 +47,6 @@ from mode_policy.inference.weights import (
 from mode_policy.nn.block import MoDEBlock
 from mode_policy.policy import MoDEPolicy
 from mode_policy.types import Observation
-
-
-@dataclass(frozen=True, eq=False)
-class LayerTables:
-    """What one layer knows beforehand, a row for each noise level (and sample, where goals matter).
-
-    Attributes:
-        qkv_weight_ED: query, key and value projection with the norm's gain folded in, in the plan's
-            precision.
-        qkv_scale_E: float32 scale of each of its outputs, for precisions of 8 bits.
-        qkv_bias_VE: its bias with the noise embedding's part.
-        shift_VD: noise embedding that is added before the norm (residual form ``paper``), else None.
-        expert_VK: int64 numbers of the experts that run, best first.
-        weight_VK: their weights.
-    """
-
-    qkv_weight_ED: Tensor
-    qkv_scale_E: Tensor | None
-    qkv_bias_VE: Tensor
-    shift_VD: Tensor | None
-    expert_VK: Tensor
-    weight_VK: Tensor
 
 
 class InferencePlan:
@@ -305,8 +283,4 @@ class InferencePlan:
         condition_VD = self.noise_TD
         if self.uses_goal:
             condition_VD = (self.noise_TD[:, None] + self.goal_BD).flatten(0, 1)
-        qkv, paper = block.attention.qkv, block.residual == "paper"
-        bias_VE = qkv.bias.expand(len(condition_VD), -1) if paper else qkv(condition_VD)
-        routing = block.router(condition_VD, condition_VD[:, None])
-        shift_VD = condition_VD.clone() if paper else None
-        return bias_VE.clone(), shift_VD, routing.expert_RK, routing.weight_RK
+        return table_rows(block, condition_VD)

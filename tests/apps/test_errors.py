@@ -145,12 +145,24 @@ def test_published_data_that_cannot_be_had_say_all_ways_forward(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_are_looked_for_before_anything_is_collected(tmp_path):
+@pytest.mark.skipif(not rendering_available()[0], reason=rendering_available()[1])
+def test_more_starts_than_a_benchmark_publishes(tmp_path):
+    pytest.importorskip("libero")
+    command = ["task=libero_object", "evaluation.episodes=51", f"dataset.folder={tmp_path}"]
+    data = to_plain(compose("train", [*command, f"run_dir={tmp_path}/run"]))
+    with pytest.raises(ConfigError, match="has 50 published initial states, fewer than episodes=51"):
+        train.run(build(TrainConfig, data), tmp_path / "run", data)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["scripted", "path"])
+def test_weights_are_looked_for_before_demonstrations(tmp_path, source):
     with pytest.raises(ConfigError, match=r"no file vision.weights=.*absent"):
         run(
             tmp_path,
             "policy.cameras=[corner2]",
             "evaluation.episodes=0",
+            f"dataset.source={source}",
             f"policy.vision.weights={tmp_path}/absent",
             f"dataset.path={tmp_path}/demos.zarr",
         )
