@@ -24,6 +24,18 @@ COLUMNS = {
     "held": "held",
     "length": "ticks an episode",
 }
+JITTER = {
+    "missed %": "missed",
+    "jitter ms 99 %": "jitter, 99 %",
+    "late ms 50 %": "late, median",
+    "late ms 99 %": "99 %",
+    "late ms 99.9 %": "99.9 %",
+    "late ms max": "most",
+    "chunk ms 50 %": "a chunk, median",
+    "collections": "garbage collections",
+    "major page faults": "page faults",
+    "memory growth MB": "memory growth, MB",
+}
 HEAD = """# Real-time control, measured
 
 Made from the records in `benchmarks/results/` by `benchmarks/realtime_report.py`.
@@ -160,18 +172,30 @@ def jitter(folder: Path) -> str:
     records = newest(folder, "realtime_jitter_*.json").values()
     if not records:
         return ""
-    rows = [record["rows"][0] for record in records]
-    names = list(rows[0])
-    lines = ["| | " + " | ".join(record["benchmark"] for record in records) + " |"]
-    lines += ["|---" * (len(rows) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row.get(name, '–')}" for row in rows) + " |" for name in names]
+    lines = [f"| beside the loop | {' | '.join(JITTER.values())} |", "|---" * (1 + len(JITTER)) + "|"]
+    for record in records:
+        row = record["rows"][0]
+        lines.append(f"| {beside(record['config'])} | {' | '.join(f'{row[key]:g}' for key in JITTER)} |")
     first = next(iter(records))
-    about = f"{first['device']['cpu']}, {first['device']['cores']} cores, {first['date'][:10]}."
-    return (
-        f"## The loop's jitter\n\nInference in a process beside the loop. {about}\n\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    config, device = first["config"], first["device"]
+    text = f"""## The loop's jitter
+
+{config["seconds"]:g} seconds of a loop at {config["rate"]:g} Hz, with inference in a process of its own, one
+chunk after the other ({device["cpu"]}, {device["cores"]} cores, {first["date"][:10]}). Times are in ms. A
+tick is missed (in per cent) if its command is not sent within its period; jitter is by how much the time
+between two ticks differs from the period; a tick is late by the time between its deadline and its beginning.
+"""
+    return text + "\n" + "\n".join(lines) + "\n"
+
+
+def beside(config: dict[str, Any]) -> str:
+    """Return in words what else the machine did."""
+    parts = [f"inference at niceness {config['niceness']}"]
+    if config["load"]:
+        parts.append(f"{config['load']} busy processes")
+    if config["priority"]:
+        parts.append(f"the loop at real-time priority {config['priority']}")
+    return ", ".join(parts)
 
 
 def main() -> None:
