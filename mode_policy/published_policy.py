@@ -92,5 +92,6 @@ def _features(images: Images, action_dim: int) -> Features:
         IMAGE_PREFIX + name: Feature(shape=(side, side, 3), dtype="uint8")
         for name, side in zip(images.cameras, images.resolution, strict=True)
     }
-    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper") if action_dim == 7 else ()
+    # As LIBERO's environments and CALVIN's data are named; evaluation compares the names.
+    names = ("x", "y", "z", "rx", "ry", "rz", "gripper") if action_dim == 7 else ()
     return features | {ACTION: Feature(shape=(action_dim,), names=names)}

@@ -53,7 +53,8 @@ def clip() -> Embed:
     except OSError as error:
         raise ConfigError(
             f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({CLIP}); connect once so "
-            "that it is cached, or use policy.language=minilm-l6-v2, which needs no download"
+            "that it is cached. A policy trained from scratch can use policy.language=minilm-l6-v2 instead, "
+            "which needs no download"
         ) from error
 
     @torch.inference_mode()

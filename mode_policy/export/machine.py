@@ -10,6 +10,7 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from mode_policy.config import FORBID_EXTRA
+from mode_policy.errors import ExportError
 
 #: Flags of /proc/cpuinfo that a compiler uses when it is told to make the most of the processor.
 _USED = re.compile(
@@ -55,6 +56,21 @@ def this_machine(device: str) -> Machine:
         torch=".".join(torch.__version__.split(".")[:2]),
         gpu_capability=capability,
     )
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name: "cpu" or "cuda", which may have a number.
+
+    Raises:
+        ExportError: if it is neither.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ExportError(f"device={name!r} is unknown; use 'cpu' or 'cuda', or leave device out")
+    return device
 
 
 def instruction_sets(cpuinfo: Path) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mode_policy.diffusion.prefix import Prefix
 from mode_policy.errors import DataError, ExportError
-from mode_policy.export.machine import obstacle, this_machine
+from mode_policy.export.machine import device_named, obstacle, this_machine
 from mode_policy.export.manifest import (
     CHECK,
     INSTRUCTIONS,
@@ -202,7 +202,8 @@ def load(folder: str | Path, *, device: str | None = None, threads: int | None =
 
     Raises:
         ExportError: if the folder is incomplete or damaged (naming the file), or its native code was made for
-            another machine, or a package is missing that its target needs.
+            another machine, or the device is unknown or not here, or a package is missing that its target
+            needs.
     """
     folder = Path(folder).expanduser()
     manifest = read_manifest(folder)
@@ -219,8 +220,10 @@ def open_model(
         ExportError: see `load`.
     """
     file = folder / MODEL[manifest.target]
-    runs_on = torch.device(device or manifest.device)
+    runs_on = device_named(device or manifest.device)
     if manifest.target == "weights":
+        if runs_on.type == "cuda" and not torch.cuda.is_available():
+            raise ExportError(f"{folder} is to run on {runs_on}, but torch finds no GPU; use device='cpu'")
         from mode_policy.export.weights import load_plan, planned_model
 
         plan = load_plan(folder, manifest, runs_on)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from mode_policy.apps.bench import floor, main
 from mode_policy.apps.bench.main import _name, _parser, table
@@ -100,6 +101,28 @@ def test_nothing_that_can_run_is_an_error(capsys):
         main(["latency", "--size", "debug", "--engines", "triton", "--rounds", "1", "--no-memory"])
     assert stopped.value.code == 2
     assert "none of the engines triton can run here" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["latency", "training", "kernels"])
+def test_a_gpu_that_is_not_there_is_refused(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--device", "cuda"])
+    assert stopped.value.code == 2
+    assert "--device cuda, but torch finds no GPU; use --device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("latency", "--rounds", "0"), ("latency", "--batches", "1", "-1"), ("training", "--threads", "0")],
+)
+def test_numbers_below_one_are_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "must be at least 1, not" in said
+    assert arguments[1] in said
 
 
 @pytest.mark.parametrize("cameras", [False, True])

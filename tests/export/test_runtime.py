@@ -84,6 +84,22 @@ def test_noise_that_does_not_fit_is_refused(exported) -> None:
         exported.act(seen(), noise=torch.zeros(1, 5, 2))
 
 
+@pytest.mark.parametrize("name", ["gpu", "mps"])
+def test_unknown_devices_are_refused(weights_export, name: str) -> None:
+    with pytest.raises(ExportError, match=f"device='{name}' is unknown; use 'cpu' or 'cuda'"):
+        load(weights_export, device=name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(weights_export, damaged) -> None:
+    with pytest.raises(ExportError, match=r"run on cuda, but torch finds no GPU; use device='cpu'"):
+        load(weights_export, device="cuda")
+    write_manifest(damaged, replace(read_manifest(damaged), device="cuda"))  # as written by device=cuda
+    with pytest.raises(ExportError, match=r"run on cuda, but torch finds no GPU; use device='cpu'"):
+        load(damaged)
+    assert load(damaged, device="cpu").check() < 1e-4
+
+
 def test_recorded_actions_that_are_not_met_are_reported(damaged) -> None:
     recorded = load_file(damaged / CHECK)
     save_file(recorded | {"action": recorded["action"] + 1}, damaged / CHECK)

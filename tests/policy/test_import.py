@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mode_envs import env_task, features
 from mode_policy.checkpoint import load_policy, save_checkpoint
+from mode_policy.convention import Side, differences
 from mode_policy.errors import CheckpointError
 from mode_policy.published_config import PRESETS, Images, preset_of, recognise
 from mode_policy.published_files import read_published
@@ -213,3 +215,13 @@ def test_the_published_sizes_are_recognised(layers, network, blocks, film):
     assert (config.vision.network, config.vision.width, config.vision.film) == (network, 64, film)
     assert (config.vision.size, config.vision.upside_down) == ((224, 112), True)
     assert (config.chunk, config.execute, config.sampler.steps) == (10, 10, 10)
+
+
+def test_the_features_are_those_of_liberos_environments(tmp_path):
+    """Names of the action's dimensions included, without which no imported policy would be evaluated."""
+    policy = imported(safetensors(tmp_path / "hub")).policy
+    env_id = env_task("turn_on_the_stove").env_id
+    given = features(env_id, "pixels", image_size=(20, 20), cameras=("static", "gripper"))
+    assert policy.features.keys() <= given.keys()
+    own, theirs = (Side(name="", features=f, convention=policy.convention) for f in (policy.features, given))
+    assert differences(own, theirs) == []

@@ -30,6 +30,7 @@ from mode_policy.apps.bench.engines import NAMES
 from mode_policy.apps.bench.policies import SIZES
 from mode_policy.apps.bench.record import RESULTS, Row, device, versions, write_record
 from mode_policy.apps.cli import console, exit_codes
+from mode_policy.errors import ConfigError
 from mode_policy.inference.weights import PRECISIONS
 
 
@@ -44,14 +45,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``mode-bench``."""
     arguments = _parser().parse_args(argv)
     with exit_codes():
-        if arguments.command != "data" and arguments.threads is not None:
-            torch.set_num_threads(arguments.threads)
+        if arguments.command != "data":
+            if arguments.device == "cuda" and not torch.cuda.is_available():
+                raise ConfigError("--device cuda, but torch finds no GPU; use --device cpu")
+            if arguments.threads is not None:
+                torch.set_num_threads(arguments.threads)
         about = device()
         measured: Measured = arguments.measure(arguments)
         show(f"mode-bench {arguments.command}", measured.rows, about)
         if arguments.record is not None:
             path = write_record(_name(arguments), measured.rows, measured.config, arguments.record, about)
             console.print(f"record     {path}")
+
+
+def count(text: str) -> int:
+    """Return a number of at least 1, for `argparse`."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,31 +89,31 @@ def _parser() -> argparse.ArgumentParser:
     usual = ["compile", "eager", "policy"] if found == "cuda" else ["cpu", "eager", "policy"]
     latency.add_argument("--engines", nargs="+", choices=NAMES, default=usual)
     latency.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32"])
-    latency.add_argument("--batches", type=int, nargs="+", default=[1])
-    latency.add_argument("--steps", type=int, help="of the sampler")
-    latency.add_argument("--rounds", type=int, default=rounds)
+    latency.add_argument("--batches", type=count, nargs="+", default=[1])
+    latency.add_argument("--steps", type=count, help="of the sampler")
+    latency.add_argument("--rounds", type=count, default=rounds)
     latency.add_argument("--no-memory", action="store_true", help="do not measure memory")
     latency.set_defaults(measure=_latency)
 
     training = commands.add_parser("training", help="a training step")
     training.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "small"])
-    training.add_argument("--batch", type=int, default=64)
-    training.add_argument("--rounds", type=int, default=20)
+    training.add_argument("--batch", type=count, default=64)
+    training.add_argument("--rounds", type=count, default=20)
     training.add_argument("--compile", action="store_true", help="also compiled")
     training.set_defaults(measure=_training)
 
     kernels = commands.add_parser("kernels", help="each kernel beside plain PyTorch")
-    kernels.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    kernels.add_argument("--batches", type=count, nargs="+", default=[1, 8, 64])
     types = ["bfloat16", "float32", "int8", "fp8"]
     kernels.add_argument("--types", nargs="+", choices=types, default=["bfloat16", "int8", "fp8"])
     kernels.add_argument("--training", action="store_true", help="only the experts, with their gradients")
-    kernels.add_argument("--training-batch", type=int, default=512 if found == "cuda" else 64)
-    kernels.add_argument("--rounds", type=int, default=20)
+    kernels.add_argument("--training-batch", type=count, default=512 if found == "cuda" else 64)
+    kernels.add_argument("--rounds", type=count, default=20)
     kernels.set_defaults(measure=_kernels)
 
     for command in (latency, training, kernels):
         command.add_argument("--device", choices=("cpu", "cuda"), default=found)
-        command.add_argument("--threads", type=int, help="of torch")
+        command.add_argument("--threads", type=count, help="of torch")
     for command in (data, latency, training, kernels):
         command.add_argument(
             "--record", nargs="?", type=Path, const=RESULTS, metavar="FOLDER", help="write a dated record"
