@@ -113,19 +113,31 @@ def evaluate_policy(
                 workers=config.workers,
             )
         evaluation = Evaluation.from_records(records, names, settings, suites)
-        evaluation.write(folder / "evaluation.json")
-        write_report(
-            folder / "report.html",
-            title=f"MoDE on {settings.get('task', 'tasks')}",
-            evaluation=evaluation,
-            metrics=metrics,
-            expert_usage=usage(policy),
-            settings=configuration,
-            videos=episode_videos(evaluation, folder),
-            training_summary=training_summary,
-        )
+        write_results(policy, evaluation, folder, configuration, metrics, training_summary)
         journal.remove()
     return evaluation, folder
+
+
+def write_results(
+    policy: MoDEPolicy,
+    evaluation: Evaluation,
+    folder: Path,
+    configuration: Mapping[str, Any] | None,
+    metrics: Sequence[Mapping[str, Any]],
+    training_summary: Mapping[str, Any] | None,
+) -> None:
+    """Write ``evaluation.json`` and ``report.html``; the arguments are those of `evaluate_policy`."""
+    evaluation.write(folder / "evaluation.json")
+    write_report(
+        folder / "report.html",
+        title=f"MoDE on {evaluation.settings.get('task', 'tasks')}",
+        evaluation=evaluation,
+        metrics=metrics,
+        expert_usage=usage(policy),
+        settings=configuration,
+        videos=episode_videos(evaluation, folder),
+        training_summary=training_summary,
+    )
 
 
 def sampling_grid(policy: MoDEPolicy) -> list[float]:

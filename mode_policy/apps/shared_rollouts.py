@@ -12,8 +12,8 @@ from typing import Any
 from mode_envs import EnvTask
 from mode_policy.apps.config import EvaluationConfig
 from mode_policy.apps.protocol import episodes_of
-from mode_policy.apps.rollouts import evaluate_policy, usage
-from mode_policy.evaluation import EpisodeRecord, Evaluation, ResultsError, episode_videos, write_report
+from mode_policy.apps.rollouts import evaluate_policy, write_results
+from mode_policy.evaluation import EpisodeRecord, Evaluation, ResultsError
 from mode_policy.evaluation.shards import FILE, shard_folder
 from mode_policy.policy import MoDEPolicy
 from mode_policy.training.processes import Processes
@@ -87,17 +87,7 @@ def evaluate_together(
     kept = {name: value for name, value in parts[shards[0]].settings.items() if name != "shard"}
     names = [task.task for task in tasks]
     evaluation = Evaluation.from_records(records, names, kept | {"processes": count})
-    evaluation.write(folder / FILE)
-    write_report(
-        folder / "report.html",
-        title=f"MoDE on {kept.get('task', 'tasks')}",
-        evaluation=evaluation,
-        metrics=metrics,
-        expert_usage=usage(policy),
-        settings=configuration,
-        videos=episode_videos(evaluation, folder),
-        training_summary=training_summary,
-    )
+    write_results(policy, evaluation, folder, configuration, metrics, training_summary)
     shutil.rmtree(place)
     return evaluation
 
