@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def copy_episodes(
     writer = StoreWriter(
         path,
         features,
-        common_convention(stores),
+        common_convention(stores, features),
         Provenance(source=_source(selections), licence=_licence(stores), command=command),
         profile=profile or stores[0].profile or "train",
         overwrite=overwrite,
@@ -125,7 +125,7 @@ def append_episodes(
     target = open_store(path)
     stores = [target, *(selection.store for selection in selections)]
     features = common_features(stores, list(target.features))
-    common_convention(stores)
+    common_convention(stores, features)
     names = _task_names(stores, rename_tasks)
     table = common_instructions(stores) if target.instruction_table is not None else None
     known = set(episode_digests(target))
@@ -194,14 +194,20 @@ def common_features(stores: Sequence[DemonstrationStore], keys: Sequence[str] | 
     return result
 
 
-def common_convention(stores: Sequence[DemonstrationStore]) -> Convention:
+def common_convention(stores: Sequence[DemonstrationStore], features: Collection[str]) -> Convention:
     """Return the convention of several stores; what only one knows counts for all.
+
+    Args:
+        stores: One or more.
+        features: Those that matter; others may differ.
 
     Raises:
         ConventionError: if two of them differ.
     """
-    for a, b in itertools.combinations(stores, 2):
-        found = differences(side(a), side(b))
+    sides = [side(store) for store in stores]
+    sides = [replace(s, features={k: s.features[k] for k in s.features if k in features}) for s in sides]
+    for (a, of_a), (b, of_b) in itertools.combinations(zip(stores, sides, strict=True), 2):
+        found = differences(of_a, of_b)
         if found:
             lines = [f"  {d.what}: {d.first} and {d.second}\n    fix: {d.fix}" for d in found]
             raise ConventionError(

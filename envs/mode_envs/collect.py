@@ -64,7 +64,8 @@ class CollectReport:
     def shortfall(self) -> str:
         """Say which tasks lack demonstrations, and how often their experts succeeded."""
         lacking = "; ".join(
-            f"{name!r}: {task.successes} of {task.attempts} attempts ({task.success_rate:.0%})"
+            f"{name!r}: {task.successes} of {task.attempts} attempts ({task.success_rate:.0%}"
+            + (f", {len(task.faults)} ended in an exception)" if task.faults else ")")
             for name, task in self.tasks.items()
             if task.missing
         )
@@ -114,7 +115,8 @@ def collect(
 ) -> Collection:
     """Let experts demonstrate tasks; keep successes only.
 
-    A task is given up after too many failures; the others go on.
+    A task is given up after too many failures; the others go on. An expert that raises an exception has
+    failed in that attempt; the report has the traceback.
 
     The episodes and their order depend on the arguments but not on the number of workers, nor on what was
     recorded before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from mode_envs.experts import Expert, make_expert
 from mode_envs.no_ops import no_ops
 from mode_envs.registration import entry
 from mode_envs.worker import PATIENCE, STILL_STARTING, Notify, Worker, WorkerDiedError
-from mode_policy.errors import SimulatorError
+from mode_policy.errors import ModePolicyError, SimulatorError
 
 _TIMEOUT = 300.0  # seconds; an attempt takes well under one, or a minute with pictures, and beyond it hangs
 _MAX_RESTARTS = 3  # of the same request
@@ -78,6 +79,26 @@ class Drawing:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """An expert raised an exception: the attempt has failed, as where it does not solve the task.
+
+    Attributes:
+        traceback: Of the exception, as Python prints it.
+    """
+
+    traceback: str
+
+    @property
+    def error(self) -> str:
+        """The exception itself: the last line."""
+        return self.traceback.strip().rpartition("\n")[2]
+
+
+class _ExpertRaisedError(Exception):
+    pass
+
+
 class Demonstrator:
     """Makes demonstrations and pictures, keeping the environment of the last task for the next request."""
 
@@ -86,15 +107,22 @@ class Demonstrator:
         self._env: gymnasium.Env
         self._expert: Expert | None = None
 
-    def __call__(self, request: Attempt | Drawing) -> Arrays | None:
+    def __call__(self, request: Attempt | Drawing) -> Arrays | Fault | None:
         """Carry out a request.
 
         Returns:
-            Of an attempt, what was recorded by feature key, each ``(T, ...)``, or None if the expert failed.
-            Of a drawing, uint8 ``(T, height, width, 3)`` by the feature keys of the cameras.
+            Of an attempt, what was recorded by feature key, each ``(T, ...)``, or None if the expert failed,
+            or a `Fault` if it raised an exception. Of a drawing, uint8 ``(T, height, width, 3)`` by the
+            feature keys of the cameras.
         """
         self._prepare(request)
-        return self._demonstrate(request) if isinstance(request, Attempt) else self._draw(request)
+        if isinstance(request, Drawing):
+            return self._draw(request)
+        try:
+            return self._demonstrate(request)
+        except _ExpertRaisedError as raised:
+            self._expert = None  # whatever state it is in
+            return Fault("".join(traceback.format_exception(raised.__cause__)))
 
     def _demonstrate(self, attempt: Attempt) -> Arrays | None:
         """Let the expert try.
@@ -102,16 +130,16 @@ class Demonstrator:
         Under noise the executed action is the expert's plus a disturbance, and the recorded one is the
         expert's: the data then shows how to recover (DART, Laskey et al. 2017, arXiv 1703.09327).
         """
-        if self._expert is None:
-            self._expert = make_expert(attempt.env_id)
-        expert = self._expert
-        expert.reset()
+        expert = self._begin(attempt)
         low, high = self._env.action_space.low, self._env.action_space.high  # type: ignore[attr-defined]
         scale = (high - low) / 2
         generator = np.random.default_rng((attempt.seed, 1))
 
         def act(observation: ObservationDict, solved: bool) -> tuple[np.ndarray, np.ndarray]:
-            action = expert.act(observation)
+            try:
+                action = expert.act(observation)
+            except Exception as error:
+                raise _ExpertRaisedError from error
             if solved or not attempt.noise or generator.random() >= attempt.noise_probability:
                 return action, action
             disturbance = generator.normal(0.0, attempt.noise, action.shape) * scale
@@ -123,6 +151,18 @@ class Demonstrator:
             kept = iter(zip(found[ACTION][~left_out], found[_EXECUTED][~left_out], strict=True))
             found = self._perform(attempt, lambda *_: next(kept), int((~left_out).sum()))
         return None if found is None else {key: x for key, x in found.items() if key != _EXECUTED}
+
+    def _begin(self, attempt: Attempt) -> Expert:
+        """Return the expert, which knows nothing of earlier attempts."""
+        try:
+            if self._expert is None:
+                self._expert = make_expert(attempt.env_id)
+            self._expert.reset()
+        except ModePolicyError:
+            raise  # something is missing, which it says; no other attempt would find it
+        except Exception as error:
+            raise _ExpertRaisedError from error
+        return self._expert
 
     def _perform(self, attempt: Attempt, act: _Act, steps: int | None = None) -> Arrays | None:
         """Act from the attempt's start, and return what was recorded, or None if that did not solve the task.
@@ -187,7 +227,7 @@ class RemoteDemonstrator:
         self._request, self._restarts = request, 0
         self._send()
 
-    def finish(self) -> Arrays | None:
+    def finish(self) -> Arrays | Fault | None:
         """Wait for the answer and return it, see `Demonstrator`.
 
         Raises:

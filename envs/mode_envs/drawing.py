@@ -41,7 +41,7 @@ def draw(
         while busy:
             for process in first_to_answer(list(busy), notify):
                 pictures = process.finish()
-                assert pictures is not None
+                assert isinstance(pictures, dict)
                 on_done(busy.pop(process), pictures)
                 if crew[process]:
                     busy[process] = crew[process].pop(0)

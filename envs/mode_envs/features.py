@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mode_envs.contract import ObsMode, Size
+from mode_envs.libero_goal import GOAL_DIMS, GOAL_PREDICATES, GOAL_STATE
 from mode_envs.libero_tasks import LIBERO_SUITES, LiberoSuite
 from mode_envs.registration import EnvEntry, entry
 from mode_policy.convention import Convention
@@ -39,7 +40,9 @@ _POSE = ("x", "y", "z", "rx", "ry", "rz")
 
 def _libero(suite: LiberoSuite) -> Features:
     """Describe a suite's vectors; state and action as in its published demonstrations."""
-    poses = [f"{body}_{axis}" for body in suite.bodies for axis in ("x", "y", "z", "qw", "qx", "qy", "qz")]
+    axes = ("x", "y", "z", "qw", "qx", "qy", "qz")
+    poses = [f"{body}_{axis}" for body in suite.bodies for axis in axes]
+    goals = [f"goal{i}_{part}" for i in range(1, GOAL_PREDICATES + 1) for part in ("thing", "place")]
     return {
         STATE: Feature(shape=(8,), names=(*_POSE, "left_finger", "right_finger"), unit="m, rad, m"),
         "observation.joint_states": Feature(
@@ -49,6 +52,11 @@ def _libero(suite: LiberoSuite) -> Features:
             shape=(len(poses) + len(suite.joints),),
             names=(*poses, *suite.joints),
             unit="m, unit quaternions, rad",
+        ),
+        GOAL_STATE: Feature(
+            shape=(GOAL_DIMS,),
+            names=tuple(f"{goal}_{axis}" for goal in goals for axis in axes),
+            unit="m, unit quaternions",
         ),
         ACTION: Feature(shape=(7,), names=(*_POSE, "gripper"), unit="m, rad"),
     }

@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from mode_envs.contract import ENVIRONMENT_STATE, STATE, ObservationDict, ObsMode, Size, TaskEnv
 from mode_envs.libero_assets import package_folder
+from mode_envs.libero_goal import GOAL_DIMS, GOAL_STATE, GoalPoses
 from mode_envs.libero_simulator import build, release, seeded
 from mode_envs.libero_states import load_initial_states
 from mode_envs.libero_tasks import LIBERO_SUITES, instruction
@@ -48,6 +49,9 @@ class LiberoEnv(TaskEnv):
     * ``observation.environment_state``: for each of the suite's `LiberoSuite.bodies` position (m) and
       quaternion (w, x, y, z), zeros if it is not in this scene, then the suite's joints (m, rad). Privileged:
       no camera sees it;
+    * ``observation.goal_state``, D = 42, the same in every suite: for each of at most three predicates of the
+      goal, in its order, pose of the thing and of the place, as above, then zeros. Privileged, too; see
+      `GoalPoses`;
     * images of the cameras, upright. (LIBERO's own are upside down.)
 
     Action: float32 ``(7,)`` in [-1, 1]: change of the gripper's position (1 is 0.05 m) and orientation (1 is
@@ -101,7 +105,12 @@ class LiberoEnv(TaskEnv):
             raise ConfigError(f"settle_steps is {settle_steps}; it must be >= 0")
         bodies, joints = self._suite.bodies, self._suite.joints
         super().__init__(
-            vectors={STATE: 8, JOINTS: 7, ENVIRONMENT_STATE: 7 * len(bodies) + len(joints)},
+            vectors={
+                STATE: 8,
+                JOINTS: 7,
+                ENVIRONMENT_STATE: 7 * len(bodies) + len(joints),
+                GOAL_STATE: GOAL_DIMS,
+            },
             action_space=spaces.Box(-1.0, 1.0, (7,), np.float32),
             instruction=instruction(task),
             cameras=cameras,
@@ -128,6 +137,7 @@ class LiberoEnv(TaskEnv):
             self._problem.obj_body_id.get(body) if body in self._problem.obj_body_id else None
             for body in bodies
         ]
+        self._goal_poses = GoalPoses(self._problem, self.goal)
         known = set(sim.model.joint_names)
         self._joint_addresses = [sim.model.get_joint_qpos_addr(j) if j in known else None for j in joints]
         # What of the model an episode changes: where furniture stands, and the glow of a stove.
@@ -268,6 +278,7 @@ class LiberoEnv(TaskEnv):
             ),
             JOINTS: data.qpos[robot._ref_joint_pos_indexes],
             ENVIRONMENT_STATE: np.concatenate([poses.ravel(), joints]),
+            GOAL_STATE: self._goal_poses(),
         }
 
     def _model_now(self) -> dict[str, np.ndarray]:

@@ -22,12 +22,23 @@ from mode_policy.errors import SimulatorError
 BACKENDS = ("egl", "osmesa")
 INSTALL_LINE = "apt-get install -y libegl1 libgl1-mesa-dri libosmesa6"
 
+_PROBE_TIMEOUT = 180  # seconds; two suffice, but where many programs share the processors
+
+#: What else MuJoCo takes for ``MUJOCO_GL``.
+_SCREEN = ("glfw", "glx", "cgl", "wgl", "on", "1", "true", "enable", "enabled")
+_NO_PICTURES = ("off", "0", "false", "disable", "disabled")
+
 # A broken driver may abort the process instead of raising, so each backend is first tried in another one.
 _PROBE = """
-import sys, mujoco, importlib
-context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(64, 64)
-context.make_current()
-mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+import importlib, os, sys
+try:
+    import mujoco
+    context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(64, 64)
+    context.make_current()
+    mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100)
+except Exception as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)  # before half-made contexts complain, too
 """
 
 
@@ -35,12 +46,18 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 def rendering_available() -> tuple[bool, str]:
     """Find out, in a subprocess, whether this machine can render MuJoCo scenes; the answer is kept.
 
-    The environment variable ``MUJOCO_GL`` ("egl" or "osmesa") restricts the search to that backend.
+    The environment variable ``MUJOCO_GL`` ("egl" or "osmesa") restricts the search to that backend. Other
+    values that MuJoCo knows change nothing here.
 
     Returns:
         ``(True, backend)``, or ``(False, reason)`` where the reason says what to install.
     """
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if asked and asked not in (*BACKENDS, *_SCREEN, *_NO_PICTURES):
+        return (
+            False,
+            f"MUJOCO_GL is {asked!r}, which MuJoCo does not know; set it to egl or osmesa, or unset it",
+        )
     reasons = []
     for backend in BACKENDS if asked not in BACKENDS else (asked,):
         if (reason := try_backend(backend)) is None:
@@ -60,10 +77,10 @@ def try_backend(backend: str) -> str | None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=_PROBE_TIMEOUT,
         )
     except subprocess.TimeoutExpired:
-        return "no answer in 60 s"
+        return f"no answer in {_PROBE_TIMEOUT} s"
     if probe.returncode == 0:
         return None
     return (probe.stderr.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mode_envs.contract import Size
-from mode_envs.demonstrate import SNAPSHOTS, Arrays, Attempt, Drawing
+from mode_envs.contract import IMAGE_PREFIX, Size
+from mode_envs.demonstrate import SNAPSHOTS, Arrays, Attempt, Drawing, Fault
+from mode_envs.features import features
 from mode_envs.recordings import Recordings
 from mode_envs.suites import EnvTask
 from mode_policy.errors import ConfigError
@@ -29,6 +30,7 @@ class TaskProgress:
         complete: Demonstrations that lack nothing, not even pictures.
         missing: Demonstrations that there will not be, as the expert failed too often; then no more attempts
             are made.
+        faults: Attempts that failed because the expert raised an exception, by number.
     """
 
     wanted: int
@@ -36,6 +38,7 @@ class TaskProgress:
     successes: int = 0
     complete: int = 0
     missing: int = 0
+    faults: dict[int, Fault] = field(default_factory=dict)
 
     @property
     def success_rate(self) -> float:
@@ -148,8 +151,12 @@ class TaskQueue:
         )
         return Job(number, drawing, arrays)
 
-    def take(self, job: Job, answer: Arrays | None) -> None:
+    def take(self, job: Job, answer: Arrays | Fault | None) -> None:
         """Take what came of a job."""
+        if isinstance(answer, Fault):
+            if not self.progress.missing:
+                self.progress.faults[job.number] = answer
+            answer = None
         if isinstance(job.request, Drawing):
             assert answer is not None
             self._finish(job.number, job.arrays | answer)
@@ -202,7 +209,12 @@ class TaskQueue:
 
     def _recorded(self, job: Job) -> Arrays | None:
         recordings = self._settings.recordings
-        return None if recordings is None else recordings.read(self._path(job))
+        found = None if recordings is None else recordings.read(self._path(job))
+        if found is None:
+            return None
+        observed = features(self.task.env_id, self._settings.options.get("obs_mode", "state"))
+        vectors = {key for key in observed if not key.startswith(IMAGE_PREFIX)}
+        return found if vectors <= set(found) else None  # an older one may lack what is observed now
 
     def _note(self, number: int, arrays: Arrays | None) -> None:
         """Take the outcome of an attempt, and settle those whose predecessors are all known now."""

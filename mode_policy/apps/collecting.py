@@ -132,11 +132,13 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
             console.print(f"continuing {path}: {writer.num_episodes} of {wanted} demonstrations are there")
         row = progress.add_task("collecting", total=wanted, note="")
         told: set[str] = set()
+        faults: set[tuple[str, str]] = set()
 
         def show(report: CollectReport) -> None:
             solved = f"success {report.successes / max(report.attempts, 1):.0%}"
             note = f"{report.successes} to draw, {solved}" if config.cameras else solved
             progress.update(row, completed=report.complete, total=wanted - report.missing, note=note)
+            tell_faults(report, faults)
             for name in set(report.given_up) - told:
                 told.add(name)
                 of = report.tasks[name]
@@ -174,6 +176,23 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
         console.print(f"incomplete {report.shortfall()}")
     if recordings is not None:
         console.print(f"recordings {recordings}: pictures of other sizes and cameras are drawn from them")
+
+
+def tell_faults(report: CollectReport, told: set[tuple[str, str]]) -> None:
+    """Print what experts raised, with the traceback; the same of the same task only once.
+
+    Args:
+        report: of the collection so far.
+        told: tasks and exceptions that were printed; those that are now join them.
+    """
+    for name, task in report.tasks.items():
+        for number, fault in task.faults.items():
+            if (name, fault.error) not in told:
+                told.add((name, fault.error))
+                console.print(
+                    f"failed     {name}: attempt {number}, as its expert raised an exception; others go on\n"
+                    f"{fault.traceback.rstrip()}"
+                )
 
 
 def _lacking(report: CollectReport, *, kept: bool) -> str:

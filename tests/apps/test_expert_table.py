@@ -49,8 +49,14 @@ def test_a_table_says_how_many_and_why_not():
     text = markdown([(("object", "t", 0), ROW), (("object", "t", 1), FAILURE), (("goal", "u", 0), FAILURE)])
     assert "| object | `t` | 1/2 | 120 | milk_1 was lost on the way (1) |" in text
     assert "| goal | `u` | 0/1 | - | milk_1 was lost on the way (1) |" in text
-    assert "| object | 1 | 0 | 1 of 2 | 120 | 0.130 | 0.25 | 6 |" in text
-    assert "| goal | 1 | 0 | 0 of 1 | - | - | - | - |" in text
+    shown = "120 | 120 (120–120) | 0.13 (0.13–0.13) | 0.25 (0.25–0.25) | 5.5 (5.5–5.5)"
+    assert f"| object | 1 | 0 | 1 of 2 | {shown} |" in text
+    assert "| goal | 1 | 0 | 0 of 1 | - | - | - | - | - |" in text
+
+
+def test_a_table_shows_how_episodes_spread():
+    rows = [(("object", "t", i), ROW | {"steps": 100 + 10 * i}) for i in range(11)]
+    assert "| 11 of 11 | 150 | 150 (105–195) |" in markdown(rows)
 
 
 def test_an_episode_whose_process_dies_is_named_and_run_again(tmp_path, capsys, monkeypatch):

@@ -198,6 +198,18 @@ def test_features_that_one_store_lacks_can_be_left_out(tmp_path: Path) -> None:
         copy_episodes(both, tmp_path / "other.zarr", keys=["observation.stat"])
 
 
+def test_features_of_other_sizes_can_be_left_out(tmp_path: Path) -> None:
+    wider = VECTORS | {"observation.scene": Feature(shape=(3,))}
+    narrower = VECTORS | {"observation.scene": Feature(shape=(2,))}
+    a = store_of(tmp_path / "a.zarr", make_episodes([3], wider), wider)
+    b = store_of(tmp_path / "b.zarr", make_episodes([4], narrower), narrower)
+    wholes = [Selection.whole(a), Selection.whole(b)]
+    with pytest.raises(DataError, match=r"'observation.scene' is not the same in all stores .*--features"):
+        copy_episodes(wholes, tmp_path / "both.zarr")
+    copy_episodes(wholes, tmp_path / "both.zarr", keys=list(VECTORS))
+    assert open_store(tmp_path / "both.zarr").num_steps == 7
+
+
 def test_images_of_other_sizes_are_not_merged(tmp_path: Path) -> None:
     larger = {**VECTORS, CAMERA: Feature(shape=(8, 8, 3), dtype="uint8")}
     a = store_of(tmp_path / "a.zarr", make_episodes([4], WITH_IMAGES), WITH_IMAGES)

@@ -7,9 +7,10 @@ from collections import deque
 import numpy as np
 import pytest
 
-from mode_envs import env_task, make, make_expert, suite
+from mode_envs import demonstrate, env_task, features, make, make_expert, suite
 from mode_envs.collect import collect, episode_seed
-from mode_envs.demonstrate import Attempt, Demonstrator, RemoteDemonstrator
+from mode_envs.demonstrate import Attempt, Demonstrator, Fault, RemoteDemonstrator
+from mode_envs.recordings import Recordings
 from mode_envs.task_queue import WITHOUT_SUCCESS, CollectSettings, TaskProgress, TaskQueue
 from mode_envs.worker import Worker
 from mode_policy.errors import ConfigError, SimulatorError
@@ -91,6 +92,20 @@ def test_a_hopeless_expert_costs_its_own_task_alone():
     assert contents([left]) == contents(found[1:])
 
 
+def test_an_expert_that_raises_has_failed_in_that_attempt_alone(monkeypatch):
+    monkeypatch.setattr(demonstrate, "_spawn", lambda: Worker("tests.envs.faulty_expert:make"))
+    collection = collect([TASKS[2]], 3, workers=1)
+    episodes, reach = list(collection), collection.report.tasks["reach-v3"]
+    failed = set(reach.faults)
+    assert failed
+    assert len(episodes) == reach.successes == reach.attempts - len(failed) == 3
+    tried = [episode_seed(0, number) for number in range(reach.attempts) if number not in failed]
+    assert [episode.seed for episode in episodes] == tried
+    fault = next(iter(reach.faults.values()))
+    assert "in act\n    self._steps //= self._divisor" in fault.traceback
+    assert fault.error.startswith("ZeroDivisionError: ")
+
+
 def queue(episodes, **settings):
     """The work with one task, whose outcomes a test makes up."""
     given = {"seed": 0, "noise": 0.0, "noise_probability": 0.5, "settle_steps": 5, "no_ops_below": 0.0}
@@ -111,6 +126,17 @@ def drive(work, solved, at_once):
     return handed
 
 
+def test_a_recording_that_lacks_what_is_observed_now_is_made_again(tmp_path):
+    recordings = Recordings(tmp_path)
+    job = queue(1, recordings=recordings).next_job()
+    whole = {key: np.zeros((2, *feature.shape)) for key, feature in features(TASKS[0].env_id).items()}
+    path = recordings.path(job.request, 0, job.number)
+    recordings.write(path, whole)
+    assert queue(1, recordings=recordings).next_job() is None
+    recordings.write(path, {"action": whole["action"]})
+    assert queue(1, recordings=recordings).next_job() == job
+
+
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_what_is_given_up_does_not_depend_on_the_processes(at_once):
     hopeless = queue(50)
@@ -120,6 +146,11 @@ def test_what_is_given_up_does_not_depend_on_the_processes(at_once):
     late = queue(2)
     assert drive(late, {WITHOUT_SUCCESS - 1}, at_once) == [WITHOUT_SUCCESS - 1]
     assert late.progress.missing == 1
+    faulty = queue(1)
+    while (job := faulty.next_job()) is not None:
+        faulty.take(job, Fault("ValueError: x"))
+    assert set(faulty.progress.faults) == set(range(faulty.progress.attempts))
+    assert (faulty.progress.missing, faulty.finished) == (1, True)
     fine = queue(2)
     assert drive(fine, {3, 9, 10}, at_once) == [3, 9]
     assert fine.progress.missing == 0

@@ -14,6 +14,7 @@ from mode_envs import env_task, features, make, make_expert, rendering_available
 from mode_envs.contract import ENVIRONMENT_STATE, STATE
 from mode_envs.lanes import Begin, Lanes
 from mode_envs.libero_assets import find_assets, package_folder
+from mode_envs.libero_goal import GOAL_STATE
 from mode_envs.libero_states import load_initial_states
 from mode_envs.libero_tasks import LIBERO_SUITES
 from mode_policy.errors import ConfigError, SimulatorError
@@ -33,6 +34,7 @@ needs_gl = pytest.mark.skipif(not rendering_available()[0], reason=rendering_ava
 
 TASK = "pick_up_the_butter_and_place_it_in_the_basket"
 STOVE = "KITCHEN_SCENE3_turn_on_the_stove"
+STOVE_AND_POT = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,74 @@ def test_features_describe_observation_and_action(env):
     assert np.linalg.norm(quaternion) == pytest.approx(1, abs=1e-5)
     absent = next(b for b in LIBERO_SUITES["object"].bodies if b not in env.unwrapped._problem.obj_body_id)
     assert [value for name, value in state.items() if name.startswith(absent)] == [0.0] * 7
+
+
+def simulators_pose(env: gymnasium.Env, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Position and rotation matrix, by LIBERO's and robosuite's own names."""
+    problem = env.unwrapped._problem
+    data = problem.sim.data
+    if name in problem.object_sites_dict:
+        return data.get_site_xpos(name), data.get_site_xmat(name)
+    body = problem.get_object(name).root_body
+    return data.get_body_xpos(body), data.get_body_xmat(body)
+
+
+def matrix(quaternion: np.ndarray) -> np.ndarray:
+    w, *v = quaternion.astype(np.float64)
+    x, y, z = v
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        TASK,
+        STOVE_AND_POT,
+        pytest.param("pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate", marks=pytest.mark.slow),
+        pytest.param("open_the_middle_drawer_of_the_cabinet", marks=pytest.mark.slow),
+        pytest.param("KITCHEN_SCENE6_close_the_microwave", marks=pytest.mark.slow),
+        pytest.param(
+            "LIVING_ROOM_SCENE4_stack_the_left_bowl_on_the_right_bowl_and_place_them_in_the_tray",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_goal_state_holds_the_poses_that_the_goal_names(task):
+    env = make(task)
+    observation, _ = env.reset(seed=0)
+    described = features(task)[GOAL_STATE]
+    assert env.observation_space[GOAL_STATE].shape == described.shape == (42,)
+    assert described.names[7:10] == ("goal1_place_x", "goal1_place_y", "goal1_place_z")
+    goals = observation[GOAL_STATE].reshape(3, 2, 7)
+    goal = env.unwrapped.goal
+    assert not goals[len(goal) :].any()
+    for rows, (_, *names) in zip(goals, goal, strict=False):
+        if len(names) == 1:
+            assert not rows[1].any()
+            assert follows_its_joint(env, rows[0], names[0])
+            continue
+        for row, name in zip(rows, names, strict=True):
+            position, rotation = simulators_pose(env, name)
+            assert row[:3] == pytest.approx(position, abs=1e-6)
+            assert matrix(row[3:]) == pytest.approx(rotation, abs=1e-5)
+    env.close()
+
+
+def follows_its_joint(env: gymnasium.Env, before: np.ndarray, name: str) -> bool:
+    """Return whether the first pose of the goal state moves as far as the joint of a piece of furniture."""
+    import mujoco
+
+    sim = env.unwrapped
+    regions = sim._problem.object_sites_dict
+    holder = regions[name] if name in regions else sim._problem.get_object(name)
+    joint = sim._model.joint(holder.joints[0])
+    sim._data.qpos[joint.qposadr[0]] += 0.1
+    mujoco.mj_kinematics(sim._model, sim._data)
+    after = sim._vectors()[GOAL_STATE][:7]
+    if joint.type[0] == mujoco.mjtJoint.mjJNT_SLIDE:
+        return bool(np.linalg.norm(after[:3] - before[:3]) == pytest.approx(0.1, abs=1e-5))
+    return bool(2 * np.arccos(abs(after[3:] @ before[3:])) == pytest.approx(0.1, abs=1e-3))
 
 
 def test_actions_move_the_hand_as_described(env):

@@ -1,6 +1,7 @@
 """LIBERO's tables and files, without a simulator."""
 
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mode_envs import convention, env_task, features, suite
 from mode_envs.libero_assets import package_folder
+from mode_envs.libero_goal import GOAL_PREDICATES, GOAL_STATE
 from mode_envs.libero_states import load_initial_states
 from mode_envs.libero_tasks import LIBERO_SUITES, instruction
 from mode_envs.registration import entry
@@ -53,6 +55,14 @@ def test_the_tables_are_liberos(package, key):
         start, end = words.index("(:fixtures"), words.index("(:obj_of_interest")
         declared = {w for w in words[start:end] if w.rsplit("_", 1)[-1].isdigit()}
         assert declared <= set(known.bodies), task
+
+
+def test_the_goal_state_has_room_for_every_goal_and_is_the_same_in_all_suites(package):
+    goals = [path.read_text().split("(:goal")[1] for path in package.glob("bddl_files/*/*.bddl")]
+    predicates = [len(re.findall(r"\(\w+ [a-z][^()]*\)", goal)) for goal in goals]
+    assert (min(predicates), max(predicates)) == (1, GOAL_PREDICATES)
+    described = [features(known.tasks[0])[GOAL_STATE] for known in LIBERO_SUITES.values()]
+    assert all(feature == described[0] for feature in described)
 
 
 def test_every_task_has_its_initial_states(package):

@@ -8,6 +8,7 @@ import pytest
 from mode_envs import make
 from mode_envs.libero_assets import find_assets
 from mode_envs.libero_skills.grasps import propose, tilted
+from mode_envs.libero_skills.motion import Context
 from mode_envs.libero_skills.poses import Pose, between, rotation_about, rotation_vector, sampled
 from mode_envs.libero_skills.scene import Boxes
 from mode_envs.libero_trials import kinematics
@@ -213,6 +214,80 @@ def test_a_joint_carries_what_is_fixed_to_it(stage):
     change = target - scene.joint_value(joint)
     moved = carried(scene, joint, start, change, 1.0)
     assert np.linalg.norm(moved.position - start.position) == pytest.approx(abs(change))
+
+
+@needs_libero
+def test_an_object_is_let_go_low_where_it_fits_and_else_counts_as_perched(stage):
+    """The bowl gets down into the drawer when that is open all the way, and lies on its edge before."""
+    import mujoco
+
+    from mode_envs.libero_skills.carry import _choose
+    from mode_envs.libero_skills.joints import doors
+
+    _, scene, clearance, arm, observation = stage
+    predicate = next(p for p in scene.goal if p[0] == "in")
+    ((joint, _),) = doors(scene, predicate)
+
+    def choose(value: float):
+        scene.update(observation)
+        scene.data.qpos[scene.model.jnt_qposadr[joint]] = value
+        mujoco.mj_kinematics(scene.model, scene.data)
+        return _choose(Context(scene, clearance, arm, np.random.default_rng(0)), predicate)
+
+    wide, narrow = choose(-0.16), choose(-0.13)
+    assert wide is not None
+    assert not wide.perched
+    assert wide.drop < 0.02
+    assert wide.drop <= wide.rest.headroom
+    assert narrow is not None
+    assert narrow.perched
+    assert wide.rest.pose.position[2] < narrow.rest.pose.position[2] - 0.02
+    scene.update(observation)
+
+
+@needs_libero
+def test_a_drawer_is_opened_as_far_as_it_goes_and_then_left_alone(stage):
+    from mode_envs.libero_skills.articulate import open_wider
+    from mode_envs.libero_skills.joints import doors, farthest_value
+
+    env, scene, clearance, arm, _ = stage
+    observation, _ = env.reset(seed=0, options={"init_state_id": 0})
+    scene.update(observation)
+    predicate = next(p for p in scene.goal if p[0] == "in")
+    ((joint, opened),) = doors(scene, predicate)
+    end = farthest_value(scene, opened, joint)
+    assert end is not None
+    assert abs(end - scene.joint_value(joint)) > 0.01
+    context = Context(scene, clearance, arm, np.random.default_rng(0))
+    skill = open_wider(context, predicate)
+    wider: bool | None = None
+    while wider is None:
+        try:
+            scene.update(env.step(next(skill))[0])
+        except StopIteration as end_of_skill:
+            wider = end_of_skill.value
+    assert wider
+    assert context.events == []
+    assert scene.joint_value(joint) == pytest.approx(end, abs=0.003)
+    assert list(open_wider(context, predicate)) == []
+
+
+@needs_libero
+def test_an_attempt_that_found_nothing_to_do_is_made_again_a_little_later(stage, monkeypatch):
+    """In some published states things still fall when an episode begins, and bar the way until they rest."""
+    from mode_envs.libero_skills import plan
+
+    def nothing(*_: object):
+        return False
+        yield
+
+    _, scene, clearance, arm, observation = stage
+    scene.update(observation)
+    monkeypatch.setattr(plan, "achieve", nothing)
+    context = Context(scene, clearance, arm, np.random.default_rng(0))
+    waited = list(plan.pursue(context))
+    assert len(waited) == 10
+    assert np.abs([action[:6] for action in waited]).max() < 1e-6
 
 
 @needs_libero

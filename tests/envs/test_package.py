@@ -81,3 +81,14 @@ def test_no_opengl_says_what_to_install(monkeypatch):
             env.render()
     finally:
         renderer.rendering_available.cache_clear()
+
+
+def test_a_backend_that_mujoco_does_not_know_is_named(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "egll")
+    renderer.rendering_available.cache_clear()
+    try:
+        available, reason = renderer.rendering_available()
+    finally:
+        renderer.rendering_available.cache_clear()
+    assert not available
+    assert "MUJOCO_GL is 'egll', which MuJoCo does not know; set it to egl or osmesa" in reason

@@ -12,7 +12,6 @@ from mode_envs.libero_skills.scene import ROBOT, WORLD, Scene
 _ITERATIONS = 40
 _DAMPING = 0.05
 _TOLERANCE = (0.004, 0.04)  # m, rad
-_ELBOW, _BENT = 3, -0.35  # joint and rad; a straight arm cannot be controlled
 _HOME = np.array([0.0, -0.16, 0.0, -2.44, 0.0, 2.23, 0.79])  # rad; from which LIBERO starts
 _LIMIT = 0.03  # rad to keep from the joints' limits
 

@@ -7,13 +7,14 @@ import numpy as np
 from mode_envs.libero_skills.articulate import articulate
 from mode_envs.libero_skills.carry import carry
 from mode_envs.libero_skills.joints import doors
-from mode_envs.libero_skills.motion import Actions, Context
+from mode_envs.libero_skills.motion import OPEN, Actions, Context, hold
 from mode_envs.libero_skills.scene import Predicate, Scene
 
 _MOVING = ("on", "in")
 _PROGRESS = 0.02  # m or rad
 _ATTEMPTS = 8  # at a goal
 _IDLE = 2  # attempts that found nothing to do, after which there is no use in others
+_WAIT = 10  # steps between those
 
 
 def pursue(context: Context) -> Actions:
@@ -38,6 +39,9 @@ def pursue(context: Context) -> Actions:
         idle = idle + 1 if context.steps == steps else 0
         if idle == _IDLE:
             break
+        if idle:
+            # What falls or rolls at first, as in some published states, is not in the way once it rests.
+            yield from hold(context, scene.hand, OPEN, _WAIT)
     return False
 
 
