@@ -163,9 +163,16 @@ PARTS = {
     "language_goal.": "language",
 }
 
+#: What the authors' two wrappers of CLIP put before its names.
+CLIP_PREFIXES = ("language_goal.clip_rn50.", "language_goal.text_encoder.")
+
+#: Names of what CLIP needs for images, or for comparing them with texts.
+CLIP_IMAGES = ("visual.", "logit_scale", "input_resolution", "context_length", "vocab_size")
+
 #: Why tensors are not used.
 REASONS = {
     "language": "the frozen CLIP text encoder; its embeddings are stored with the policy instead",
+    "images": "the image half of CLIP, which embeds no instructions",
     "unused": "their own forward pass never uses it",
 }
 
@@ -185,7 +192,8 @@ def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], 
         if prefix is None or rest in parts.get(PARTS[prefix], {}):
             unknown.append(name)
         elif PARTS[prefix] == "language":
-            skipped.setdefault(REASONS["language"], []).append(name)
+            half = "images" if name.split(".", 2)[-1].startswith(CLIP_IMAGES) else "language"
+            skipped.setdefault(REASONS[half], []).append(name)
         elif PARTS[prefix] == "denoiser" and rest in UNUSED:
             skipped.setdefault(REASONS["unused"], []).append(name)
         else:

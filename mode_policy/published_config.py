@@ -89,8 +89,12 @@ class Images:
     upside_down: bool = False
 
 
-#: LIBERO's images came from its simulator upside down, and the gripper's were halved.
-PRESETS = {"libero": Images(upside_down=True), "calvin": Images(size=(224, 224))}
+#: LIBERO's images came from its simulator upside down, the gripper's halved. The cameras have the names
+#: of the published demonstrations, on which such a policy is finetuned.
+PRESETS = {
+    "libero": Images(cameras=("agentview", "eye_in_hand"), upside_down=True),
+    "calvin": Images(size=(224, 224)),
+}
 
 #: Class names of the authors' data modules, saved in their Hydra configuration → preset.
 DATA_MODULES = {"LiberoDataModule": "libero", "HulcDataModule": "calvin"}

@@ -87,9 +87,11 @@ def tasks_table(results: Sequence[Comparison], names: Sequence[str]) -> Table:
     """Lay out the comparison of two runs, a row a task."""
     first, second = map(escape, names)
     caption = f"difference: {second} minus {first}, 95 % interval; solved by one alone: {first} / {second}"
-    table = Table(Column("task", overflow="fold"), caption=caption, caption_justify="left")
-    for column in (first, second, "difference", "alone", "p", "starts"):
-        table.add_column(column, justify="right")
+    table = Table(Column("task", overflow="fold", min_width=9), caption=caption, caption_justify="left")
+    for column in (first, second):
+        table.add_column(column, justify="right", overflow="fold")
+    for column in ("difference", "alone", "p", "starts"):
+        table.add_column(column, justify="right", no_wrap=True)  # long names give way
     for result in results:
         if result is results[-1]:
             table.add_section()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from mode_policy.apps.protocol import episodes_of
 from mode_policy.apps.rollouts import announce, evaluate_policy
 from mode_policy.checkpoint import load_policy, read_description
 from mode_policy.config import SamplerConfig, build, to_dict
-from mode_policy.errors import ConfigError, did_you_mean
+from mode_policy.errors import ConfigError, DataError, did_you_mean
 from mode_policy.evaluation.shards import parse_shard
 from mode_policy.training.checkpoints import newest_checkpoint
 from mode_policy.training.metrics import read_metrics
+from mode_policy.types import InstructionTable
 
 
 @program("evaluate")
@@ -35,6 +38,7 @@ def main(data: dict[str, Any]) -> None:
         raise ConfigError("device=cuda, but torch finds no GPU; use device=cpu or auto")
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
     policy = load_policy(checkpoint, weights=config.weights, device=device)
+    check_instructions(policy.instructions, groups, about)
     changes = {k: v for k, v in config.sampler.items() if v is not None}
     sampler = build(SamplerConfig, to_dict(policy.config.sampler) | changes, "sampler")
     policy.config = replace(policy.config, sampler=sampler)
@@ -71,6 +75,28 @@ def main(data: dict[str, Any]) -> None:
 def find_checkpoint(path: Path) -> Path:
     """Return a checkpoint's folder, given it or the folder of its run."""
     return newest_checkpoint(path) or path
+
+
+def check_instructions(
+    known: InstructionTable | None, groups: Mapping[str, Sequence[EnvTask]], about: Mapping[str, Any]
+) -> None:
+    """Look for the tasks' instructions in an imported policy, which knows those that it was imported with.
+
+    Raises:
+        DataError: with the command that imports it with these, too.
+    """
+    if known is None or "imported_from" not in about:
+        return
+    for name, tasks in groups.items():
+        missing = sorted({t.task.instruction for t in tasks} - set(known.instructions))
+        if not missing:
+            continue
+        how = f"--task {name}" if name else " ".join(f"--instruction {shlex.quote(x)}" for x in missing)
+        raise DataError(
+            f"the policy was imported without {len(missing)} instructions of these tasks, such as "
+            f"{missing[0]!r}. Import it with them: mode-import {shlex.quote(str(about['imported_from']))} "
+            f"NEW_FOLDER {how}"
+        )
 
 
 def _folder(run: Path | None, about: dict[str, Any], config: EvaluateConfig) -> Path:

@@ -9,6 +9,7 @@
 SOURCE is a Lightning ``.ckpt``, a ``model_cleaned.safetensors``, the folder that holds it, or a repository of
 the hub. The architecture is read off the tensors. What they do not tell is assumed and printed: that actions
 are in [−1, 1], and what the cameras showed, which the presets describe and the options below change.
+Instructions are embedded by the CLIP inside the checkpoint, where there is one, else by the hub's.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mode_policy.files import sha256
 from mode_policy.policy import MoDEPolicy
 from mode_policy.published_config import PRESETS, Images, preset_of
 from mode_policy.published_files import PublishedFile, read_published
+from mode_policy.published_language import embed_with, text_tensors
 from mode_policy.published_policy import ImportedPolicy, import_policy
 from mode_policy.types import InstructionTable
 
@@ -63,6 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--task", help="a task of conf/task whose instructions are embedded")
     parser.add_argument("--instruction", action="append", default=[], help="an instruction to embed")
+    parser.add_argument(
+        "--clip",
+        choices=("inside", "hub"),
+        help="which CLIP embeds instructions (default: the one inside the checkpoint, else the hub's)",
+    )
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="bpe_simple_vocab_16e6.txt.gz, for the CLIP inside"
+    )
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="which weights act")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="of the policy, e.g. sampler.steps=5"
@@ -82,8 +92,8 @@ def run(arguments: argparse.Namespace) -> Path:
     if destination.exists():
         raise ConfigError(f"{destination} exists; give another destination")
     task = None if arguments.task is None else _task(arguments.task)
-    table = _instructions(task, arguments.instruction)
     published = read_published(source, averaged=arguments.weights == "ema")
+    table, origin = _instructions(task, arguments, published)
     preset = arguments.preset or preset_of(published.settings) or "libero"
     images = _images(PRESETS[preset], arguments)
     imported = import_policy(published, images, overrides=arguments.set, instructions=table)
@@ -92,11 +102,12 @@ def run(arguments: argparse.Namespace) -> Path:
         "sha256": sha256(published.path),
         "preset": preset,
         **({} if task is None else {"task": asdict(task)}),
+        **({} if table is None else {"instructions_embedded_by": origin}),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         **published.about,
     }
     save_checkpoint(destination, imported.policy, imported.raw, about=about)
-    announce(published, imported, images, preset)
+    announce(published, imported, images, preset, origin)
     console.print(f"checkpoint {destination}")
     return destination
 
@@ -126,11 +137,27 @@ def _task(name: str) -> TaskConfig:
     return build(TaskConfig, to_plain(compose("train", [f"task={name}"]))["task"], "task")
 
 
-def _instructions(task: TaskConfig | None, texts: Sequence[str]) -> InstructionTable | None:
-    known = list(texts)
+def _instructions(
+    task: TaskConfig | None, arguments: argparse.Namespace, published: PublishedFile
+) -> tuple[InstructionTable | None, str]:
+    """Return the embedded instructions, if there are any, and what embedded them, in words.
+
+    The CLIP inside is used where there is one. Averaging does not concern it: it was frozen.
+    """
+    texts = list(arguments.instruction)
     if task is not None:
-        known += [t.task.instruction for t in env_tasks(task)]
-    return embed_instructions(known, LANGUAGE) if known else None
+        texts += [t.task.instruction for t in env_tasks(task)]
+    inside = {} if arguments.clip == "hub" else text_tensors(published.raw)
+    if arguments.clip == "inside" and not inside:
+        raise ConfigError(f"{published.path} holds no CLIP; --clip hub fetches it")
+    if arguments.vocabulary is not None and not inside:
+        raise ConfigError("--vocabulary is for the CLIP inside a checkpoint; the one of the hub has its own")
+    if not texts:
+        return None, LANGUAGE
+    if inside:
+        embed = embed_with(inside, arguments.vocabulary)
+        return embed_instructions(texts, LANGUAGE, embed), "the CLIP inside the checkpoint"
+    return embed_instructions(texts, LANGUAGE), f"{LANGUAGE} of the hub"
 
 
 def _images(preset: Images, arguments: argparse.Namespace) -> Images:
@@ -142,7 +169,9 @@ def _images(preset: Images, arguments: argparse.Namespace) -> Images:
     return replace(preset, **changes)
 
 
-def announce(published: PublishedFile, imported: ImportedPolicy, images: Images, preset: str) -> None:
+def announce(
+    published: PublishedFile, imported: ImportedPolicy, images: Images, preset: str, embedded_by: str
+) -> None:
     """Say what was found, what became of each tensor, and what was assumed."""
     policy = imported.policy
     d = policy.config.denoiser
@@ -174,7 +203,7 @@ def announce(published: PublishedFile, imported: ImportedPolicy, images: Images,
     table = policy.instructions
     count = len(table.instructions) if table is not None else 0
     console.print(
-        f"language   {count} instructions embedded by {LANGUAGE}"
+        f"language   {count} instructions embedded by {embedded_by}"
         + ("" if count else "; to act, import with --task or --instruction, or finetune")
     )
 

@@ -41,14 +41,14 @@ from mode_policy.apps.rollouts import announce
 from mode_policy.apps.shared_rollouts import evaluate_together
 from mode_policy.apps.training_data import TrainingData, training_data
 from mode_policy.checkpoint import load_policy
-from mode_policy.config import build
+from mode_policy.config import build, flatten
 from mode_policy.encoders.vision_weights import check_initial_weights, load_initial_weights
 from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
 from mode_policy.files import held, write_text
 from mode_policy.normalization import statistics_to_json
 from mode_policy.policy import MoDEPolicy
 from mode_policy.training.checkpoints import newest_checkpoint
-from mode_policy.training.finetune import start_from
+from mode_policy.training.finetune import check_network, start_from
 from mode_policy.training.metrics import import_trackio, import_wandb, read_metrics
 from mode_policy.training.processes import Processes, step_seed
 from mode_policy.training.trainer import Trainer, TrainingSummary
@@ -113,11 +113,15 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         import_wandb()
     if config.trainer.trackio is not None:
         import_trackio()
+    processes.check_same(flatten({name: data[name] for name in ("policy", "trainer")}))
     tasks = env_tasks(config.task)
     console.print(f"run        {folder}")
     if config.evaluation.episodes:
         episodes_of(tasks, config.evaluation)
         check_places(tasks, config.policy.cameras)
+    begins = not _continues(config) or newest_checkpoint(folder) is None
+    if config.init_from is not None and begins:
+        check_network(config.policy, find_checkpoint(Path(config.init_from)))
     with processes.main_first():
         # Before hours of collecting or downloading; but without a network, how to get the data is said first.
         offline = config.dataset.source == "scripted" or config.policy.vision.weights != "imagenet"
@@ -129,7 +133,7 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         check_conventions(store, tasks)
     windows = training_data([store, *others], config, processes)
     statistics = zlib.crc32(json.dumps(statistics_to_json(store.statistics)).encode())
-    processes.check_same("dataset", f"{len(windows.windows)} windows, statistics {statistics:08x}")
+    processes.check_same({"dataset": f"of {len(windows.windows)} windows, statistics {statistics:08x}"})
     own = windows.windows.target if isinstance(windows.windows, Mixture) else windows.windows
     features: Features = {k: store.features[k] for k in (*own.state_keys, *own.image_keys, ACTION)}
     torch.manual_seed(step_seed(config.trainer.seed, 0))
@@ -140,7 +144,7 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         known_instructions([store, *others]) if config.policy.language else None,
         store.convention,
     )
-    if not _continues(config) or newest_checkpoint(folder) is None:
+    if begins:
         with processes.main_first():  # weights may have to be downloaded
             initialise(policy, config)
     demonstrated = sorted({int(s) for s in store.episode_seeds if s >= 0})

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mode_policy.errors import ConfigError, did_you_mean
 from mode_policy.types import InstructionTable
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 #: The paper's text encoder on the hub.
 CLIP = "openai/clip-vit-base-patch32"
@@ -45,17 +49,32 @@ def minilm() -> Embed:
 
 def clip() -> Embed:
     """CLIP ViT-B/32 text features, the paper's goal encoder; ``(1, 512)``. Weights from the hub."""
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizerFast
+    from transformers import CLIPTextModelWithProjection
 
     try:
         model = CLIPTextModelWithProjection.from_pretrained(CLIP).eval()
-        tokenizer = CLIPTokenizerFast.from_pretrained(CLIP)
     except OSError as error:
-        raise ConfigError(
-            f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({CLIP}); connect once so "
-            "that it is cached. A policy trained from scratch can use policy.language=minilm-l6-v2 instead, "
-            "which needs no download"
-        ) from error
+        raise _out_of_reach() from error
+    return clip_features(model, clip_tokenizer())
+
+
+def clip_tokenizer() -> PreTrainedTokenizerBase:
+    """Return CLIP's tokenizer, from the hub.
+
+    Raises:
+        ConfigError: if it is out of reach.
+    """
+    from transformers import CLIPTokenizerFast
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = CLIPTokenizerFast.from_pretrained(CLIP)
+    except OSError as error:
+        raise _out_of_reach() from error
+    return tokenizer
+
+
+def clip_features(model: CLIPTextModelWithProjection, tokenizer: PreTrainedTokenizerBase) -> Embed:
+    """Return the function that embeds one text by a CLIP text encoder."""
 
     @torch.inference_mode()
     def embed(text: str) -> Tensor:
@@ -65,22 +84,46 @@ def clip() -> Embed:
     return embed
 
 
+def _out_of_reach() -> ConfigError:
+    return ConfigError(
+        f"the text encoder 'clip-vit-b32' could not be loaded from the hub ({CLIP}); connect once so "
+        "that it is cached. A policy trained from scratch can use policy.language=minilm-l6-v2 instead, "
+        "which needs no download"
+    )
+
+
 #: Each entry loads the encoder and returns the function that embeds one text.
 ENCODERS: dict[str, Callable[[], Embed]] = {"minilm-l6-v2": minilm, "clip-vit-b32": clip}
 
 
-def embed_instructions(instructions: Sequence[str], encoder: str) -> InstructionTable:
+def embed_instructions(
+    instructions: Sequence[str], encoder: str, embed: Embed | None = None
+) -> InstructionTable:
     """Embed each distinct instruction once, in the order of first appearance.
+
+    Args:
+        instructions: the texts.
+        encoder: name of the text encoder.
+        embed: that encoder, where it was loaded otherwise than by its name.
 
     Raises:
         ConfigError: if the encoder is unknown, or its package or weights are absent.
     """
     if encoder not in ENCODERS:
         raise ConfigError(f"unknown text encoder {encoder!r}.{did_you_mean(encoder, ENCODERS)}")
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(f"the text encoder {encoder!r} needs: pip install 'mode-policy[language]'")
+    require_transformers(encoder)
     texts = tuple(dict.fromkeys(instructions))
-    embed = ENCODERS[encoder]()
+    embed = embed or ENCODERS[encoder]()
     # One by one: an embedding must not depend on what else was in the batch (padding changes rounding).
     embeddings = torch.cat([embed(text) for text in texts]).float().clone()
     return InstructionTable(encoder=encoder, instructions=texts, embeddings=embeddings)
+
+
+def require_transformers(encoder: str) -> None:
+    """Refuse to go on without the package that all text encoders need.
+
+    Raises:
+        ConfigError: saying how to install it.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ConfigError(f"the text encoder {encoder!r} needs: pip install 'mode-policy[language]'")

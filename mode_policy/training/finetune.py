@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from mode_policy.checkpoint import load_policy, load_strictly
-from mode_policy.config import flatten, to_dict
+from mode_policy.checkpoint import load_policy, load_strictly, read_description
+from mode_policy.config import PolicyConfig, build, flatten, to_dict
 from mode_policy.errors import CheckpointError
+from mode_policy.normalization import Normalizer
 from mode_policy.policy import MoDEPolicy
 
 #: Settings that the weights do not depend on: these, and all below those that end with a dot.
@@ -32,6 +33,17 @@ FREE = (
 )
 
 
+def check_network(config: PolicyConfig, checkpoint: str | Path) -> None:
+    """Hold a configuration to the checkpoint that training will start from, before anything long begins.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, or naming the settings in which the networks differ.
+    """
+    theirs = build(PolicyConfig, read_description(Path(checkpoint))["config"], "config")
+    # How actions are normalised depends on the statistics, too, which come with the demonstrations.
+    _compare(config, theirs, checkpoint, {"normalize_action"})
+
+
 def start_from(policy: MoDEPolicy, checkpoint: str | Path, weights: Literal["ema", "raw"] = "ema") -> None:
     """Give a policy the weights of a checkpoint; its statistics and instructions stay its own.
 
@@ -39,15 +51,9 @@ def start_from(policy: MoDEPolicy, checkpoint: str | Path, weights: Literal["ema
         CheckpointError: naming the settings or features in which the two networks differ.
     """
     source = load_policy(checkpoint, weights=weights)
-    ours, theirs = (flatten(to_dict(p.config)) for p in (policy, source))
-    if not policy.config.cameras and not source.config.cameras:
-        ours, theirs = ({k: v for k, v in d.items() if not k.startswith("vision.")} for d in (ours, theirs))
-    differ = {k: v for k, v in theirs.items() if ours.get(k) != v and not _free(k)}
-    if differ:
-        settings = " ".join(f"policy.{k}={_yaml(v)}" for k, v in differ.items())
-        raise CheckpointError(
-            f"{checkpoint} is another network than this run's. Train with its settings: {settings}"
-        )
+    # A policy that was made of published weights normalises its actions, which are in [−1, 1], to themselves.
+    kept = policy.config.normalize_action == "identity" and _is_identity(source.action_normalizer)
+    _compare(policy.config, source.config, checkpoint, {"normalize_action"} if kept else set())
     shapes = {k: f.shape for k, f in source.features.items() if "images" not in k}
     own = {k: f.shape for k, f in policy.features.items() if "images" not in k}
     if shapes != own:
@@ -56,6 +62,22 @@ def start_from(policy: MoDEPolicy, checkpoint: str | Path, weights: Literal["ema
             "states with dataset.state_keys, or train a new policy"
         )
     load_strictly(policy, source.state_dict(), str(checkpoint))
+
+
+def _compare(own: PolicyConfig, given: PolicyConfig, checkpoint: str | Path, free: set[str]) -> None:
+    ours, theirs = (flatten(to_dict(config)) for config in (own, given))
+    if not own.cameras and not given.cameras:
+        ours, theirs = ({k: v for k, v in d.items() if not k.startswith("vision.")} for d in (ours, theirs))
+    differ = {k: v for k, v in theirs.items() if ours.get(k) != v and not _free(k) and k not in free}
+    if differ:
+        settings = " ".join(f"policy.{k}={_yaml(v)}" for k, v in differ.items())
+        raise CheckpointError(
+            f"{checkpoint} is another network than this run's. Train with its settings: {settings}"
+        )
+
+
+def _is_identity(normalizer: Normalizer) -> bool:
+    return bool((normalizer.offset == 0).all() and (normalizer.scale == 1).all())
 
 
 def _free(name: str) -> bool:

@@ -6,9 +6,12 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from mode_policy.apps.config import EvaluateConfig
+from mode_policy.apps.evaluate import check_instructions, chosen_tasks
 from mode_policy.apps.import_checkpoint import main
-from mode_policy.checkpoint import load_policy
+from mode_policy.checkpoint import load_policy, read_description
 from mode_policy.encoders import language
+from mode_policy.errors import DataError
 from mode_policy.types import IMAGE_PREFIX
 from tests.policy.published_agent import lightning, safetensors, small_weights
 
@@ -20,10 +23,10 @@ def test_a_checkpoint_is_made_and_everything_is_said(tmp_path, capsys):
     for line in (
         f"source     {source}",
         "policy     none of the published sizes: 2 layers, width 16, 2 of 4 experts",
-        "cameras    resnet18 (FiLM by block): static 20 px → 40 px, gripper 24 px → 32 px, shown upside down "
-        "(preset libero)",
+        "cameras    resnet18 (FiLM by block): agentview 20 px → 40 px, eye_in_hand 24 px → 32 px, shown "
+        "upside down (preset libero)",
         "actions    7 dimensions in [-1, 1]",
-        "3 not used, language_goal.clip_rn50.positional_embedding …: the frozen CLIP text encoder",
+        "2 not used, language_goal.clip_rn50.positional_embedding …: the frozen CLIP text encoder",
         "weights    averaged over training (EMA)",
         "sampling   ddim, 10 steps, exponential from 80 to 0.001",
         "language   0 instructions embedded by clip-vit-b32; to act, import with --task",
@@ -32,7 +35,7 @@ def test_a_checkpoint_is_made_and_everything_is_said(tmp_path, capsys):
         assert line in text
     policy = load_policy(tmp_path / "made")
     assert policy.config.vision.size == (40, 32)
-    assert policy.features[IMAGE_PREFIX + "gripper"].shape == (24, 24, 3)
+    assert policy.features[IMAGE_PREFIX + "eye_in_hand"].shape == (24, 24, 3)
     assert torch.equal(policy.action_normalizer(torch.ones(7)), torch.ones(7))
     about = json.loads((tmp_path / "made" / "checkpoint.json").read_text())["about"]
     assert about["global_step"] == 15000
@@ -68,11 +71,28 @@ def test_instructions_are_embedded(tmp_path, monkeypatch, capsys):
     safetensors(tmp_path / "hub")
     task = ["--task", "pusht", "--instruction", "ab"]
     main([str(tmp_path / "hub"), str(tmp_path / "made"), "--size", "32", "32", *task])
-    assert "2 instructions embedded by clip-vit-b32\n" in capsys.readouterr().out
+    assert "2 instructions embedded by clip-vit-b32 of the hub\n" in capsys.readouterr().out
     policy = load_policy(tmp_path / "made")
     assert policy.instructions.instructions[0] == "ab"
     about = json.loads((tmp_path / "made" / "checkpoint.json").read_text())["about"]
     assert about["task"]["name"] == "pusht"
+
+
+def test_tasks_that_it_was_not_imported_for_name_the_command(tmp_path):
+    source = safetensors(tmp_path / "the hub")
+    made = [str(source), str(tmp_path / "made"), "--size", "32", "32"]
+    main(made)
+    about = read_description(tmp_path / "made")["about"]
+    known = load_policy(tmp_path / "made").instructions
+    for task, texts, options in (
+        ("libero_10", 10, r"--task libero_10$"),
+        ("turn_on_the_stove", 1, r"--instruction 'turn on the stove'$"),
+    ):
+        groups = chosen_tasks(EvaluateConfig(checkpoint=str(tmp_path), task=task), about)
+        named = rf"imported without {texts} instructions .*: mode-import '.*/the hub/.*' NEW_FOLDER {options}"
+        with pytest.raises(DataError, match=named):
+            check_instructions(known, groups, about)
+        check_instructions(known, groups, {})  # of a policy that was trained, other checks speak
 
 
 def refused(capsys, *arguments: str) -> str:
