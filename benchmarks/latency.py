@@ -14,25 +14,26 @@ they are equal.
 """
 
 import argparse
-import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import torch  # noqa: E402
+from _authors import authors_module  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from mode_policy.apps.bench.engines import NAMES  # noqa: E402
 from mode_policy.apps.bench.latency import Act, LatencyBench, run  # noqa: E402
-from mode_policy.apps.bench.main import show  # noqa: E402
+from mode_policy.apps.bench.main import check_device, count, show  # noqa: E402
 from mode_policy.apps.bench.policies import SIZES  # noqa: E402
-from mode_policy.apps.bench.record import RESULTS, Row, device, write_record  # noqa: E402
+from mode_policy.apps.bench.record import RESULTS, Row, device, prepare_folder, write_record  # noqa: E402
 from mode_policy.apps.cli import console, exit_codes  # noqa: E402
 from mode_policy.diffusion.schedules import grid  # noqa: E402
 from mode_policy.inference.weights import PRECISIONS, Precision  # noqa: E402
@@ -41,14 +42,8 @@ from mode_policy.published import UNUSED, to_published  # noqa: E402
 from mode_policy.types import Observation  # noqa: E402
 
 
-def network(folder: Path, policy: MoDEPolicy) -> Any:
+def network(module: ModuleType, policy: MoDEPolicy) -> Any:
     """The authors' network with our weights: the same memory under their names."""
-    path = folder / "mode/models/networks/modedit.py"
-    spec = importlib.util.spec_from_file_location("authors", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     config = policy.denoiser.config
     model = module.MoDeDiT(
         obs_dim=policy.denoiser.observation_embedding.in_features,
@@ -103,13 +98,13 @@ def share(model: Any) -> None:
             fused.w1, fused.w2 = same.w1, same.w2
 
 
-def authors(folder: Path, half: bool) -> Callable[..., Mapping[tuple[str, Precision], Act]]:
+def authors(module: ModuleType, half: bool) -> Callable[..., Mapping[tuple[str, Precision], Act]]:
     """Their chunks, for `mode_policy.apps.bench.latency.run`; with ``half`` in bfloat16, too."""
 
     def rivals(
         policy: MoDEPolicy, observation: Observation, noise_BCA: Tensor
     ) -> dict[tuple[str, Precision], Act]:
-        model, sampler = network(folder, policy), policy.config.sampler
+        model, sampler = network(module, policy), policy.config.sampler
         sigmas = grid(sampler.schedule, sampler.steps, sampler.sigma_min, sampler.sigma_max)
         with torch.no_grad():
             tokens_BOT, goal_BG = policy.encode(observation)
@@ -181,14 +176,19 @@ def main() -> None:
         default=["float32", "int8"],
         help="the first is that of all engines, the others are of the first engine alone",
     )
-    parser.add_argument("--steps", type=int, default=10, help="of the sampler")
-    parser.add_argument("--rounds", type=int, default=8 if found == "cpu" else 200)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=count, default=10, help="of the sampler")
+    parser.add_argument("--rounds", type=count, default=8 if found == "cpu" else 1000)
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default=found)
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--record", nargs="?", type=Path, const=RESULTS, metavar="FOLDER")
     arguments = parser.parse_args()
     first, *others = arguments.precisions
+    with exit_codes():
+        check_device(arguments.device)
+        if arguments.record:
+            prepare_folder(arguments.record)
+        module = authors_module(arguments.authors)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     about = device()
@@ -204,7 +204,7 @@ def main() -> None:
         rows, machine = run(
             config,
             lambda text: console.print(f"measuring  {text}"),
-            authors(arguments.authors, arguments.device == "cuda"),
+            authors(module, arguments.device == "cuda"),
         )
         rows = with_ratios(rows)
         show(f"one chunk, {arguments.size}", rows, about)

@@ -13,6 +13,7 @@ decisions only; LeRobot's loop is `lerobot.scripts.lerobot_eval.rollout` over th
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -35,7 +36,10 @@ from mode_envs.libero_assets import find_assets, package_folder  # noqa: E402
 from mode_envs.libero_tasks import LIBERO_SUITES  # noqa: E402
 from mode_envs.registration import entry  # noqa: E402
 from mode_envs.rollout import EpisodeResult, EpisodeSpec, rollout  # noqa: E402
-from mode_policy.apps.bench.record import device, write_record  # noqa: E402
+from mode_policy.apps.bench.main import count  # noqa: E402
+from mode_policy.apps.bench.record import RESULTS, device, prepare_folder, write_record  # noqa: E402
+from mode_policy.apps.cli import exit_codes  # noqa: E402
+from mode_policy.errors import ConfigError, SimulatorError  # noqa: E402
 
 SIDES = ("ours", "lerobot")
 
@@ -156,12 +160,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--task", default="pick_up_the_butter_and_place_it_in_the_basket")
-    parser.add_argument("--rollouts", type=int, default=20, help="a multiple of the lanes")
-    parser.add_argument("--lanes", type=int, default=os.cpu_count(), help="environments at once")
-    parser.add_argument("--size", type=int, default=128, help="of the images")
-    parser.add_argument("--steps", type=int, help="of a rollout; the benchmark's horizon by default")
-    parser.add_argument("--execute", type=int, default=10, help="actions of a chunk")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rollouts", type=count, default=20, help="a multiple of the lanes")
+    parser.add_argument("--lanes", type=count, default=os.cpu_count(), help="environments at once")
+    parser.add_argument("--size", type=count, default=128, help="of the images")
+    parser.add_argument("--steps", type=count, help="of a rollout; the benchmark's horizon by default")
+    parser.add_argument("--execute", type=count, default=10, help="actions of a chunk")
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -170,6 +174,8 @@ def main() -> None:
     if arguments.side is not None:
         print("ends " + json.dumps({"ours": ours, "lerobot": lerobot}[arguments.side](arguments)))
         return
+    with exit_codes():
+        check(arguments)
     about = device()
     command = sys.argv[1:]
     rates: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -188,6 +194,28 @@ def main() -> None:
     if arguments.record:
         config = vars(arguments) | {"lerobot": metadata.version("lerobot"), "rates": rates}
         print(write_record("rollout_throughput", [row], config, about=about))
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise before anything is measured if something is missing.
+
+    Raises:
+        ConfigError: if the task is none of LIBERO's, LeRobot is missing, or a record cannot be written.
+        SimulatorError: if LIBERO is missing, or nothing can draw.
+    """
+    if entry(arguments.task).kwargs.get("suite") not in LIBERO_SUITES:
+        raise ConfigError(
+            f"--task {arguments.task} is none of LIBERO's; `mode-doctor` knows what is installed"
+        )
+    if importlib.util.find_spec("lerobot") is None:
+        raise ConfigError("the other side is LeRobot, which is not installed; run: uv sync --extra lerobot")
+    package_folder()
+    find_assets()
+    available, reason = rendering_available()
+    if not available:
+        raise SimulatorError(reason)
+    if arguments.record:
+        prepare_folder(RESULTS)
 
 
 def prepare(home: Path) -> Path:

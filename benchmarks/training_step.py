@@ -9,19 +9,21 @@ record to ``benchmarks/results/`` with ``--record``.
 """
 
 import argparse
-import importlib.util
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parents[1]]
 
 import torch  # noqa: E402
+from _authors import authors_module  # noqa: E402
 
+from mode_policy.apps.bench.main import check_device, count  # noqa: E402
 from mode_policy.apps.bench.policies import Size  # noqa: E402
-from mode_policy.apps.bench.record import write_record  # noqa: E402
+from mode_policy.apps.bench.record import RESULTS, prepare_folder, write_record  # noqa: E402
 from mode_policy.apps.bench.training import (  # noqa: E402
     ACTION_DIM,
     CHUNK,
@@ -30,6 +32,7 @@ from mode_policy.apps.bench.training import (  # noqa: E402
     data,
     our_step,
 )
+from mode_policy.apps.cli import exit_codes  # noqa: E402
 
 SIZES = {
     "width 64, 4 layers, batch 128": (Size(64, 4, 4), 128),
@@ -37,12 +40,7 @@ SIZES = {
 }
 
 
-def authors_step(folder: Path, size: Size, batch: int, device: str) -> Callable[[], None]:
-    spec = importlib.util.spec_from_file_location("authors", folder / "mode/models/networks/modedit.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def authors_step(module: ModuleType, size: Size, batch: int, device: str) -> Callable[[], None]:
     x, state, goal, target, sigma = data(batch, device)
     model = module.MoDeDiT(
         obs_dim=STATE_DIM,
@@ -87,15 +85,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--authors", type=Path, help="checkout of the authors' repository")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--steps", type=count, default=30)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    with exit_codes():
+        check_device(arguments.device)
+        if arguments.record:
+            prepare_folder(RESULTS)
+        module = None if arguments.authors is None else authors_module(arguments.authors)
     rows = []
     for name, size in SIZES.items():
         steps = {"ours": our_step(*size, arguments.device)}
-        if arguments.authors:
-            steps["authors"] = authors_step(arguments.authors, *size, arguments.device)
+        if module is not None:
+            steps["authors"] = authors_step(module, *size, arguments.device)
         times: dict[str, list[float]] = {k: [] for k in steps}
         for i in range(arguments.steps + 3):
             for who, step in steps.items():
@@ -107,7 +112,7 @@ def main() -> None:
             for who, seconds in times.items()
             for label, value in (("p50", statistics.median(seconds)), ("min", min(seconds)))
         }
-        if arguments.authors:
+        if module is not None:
             row["ratio_p50"] = round(
                 statistics.median(times["authors"]) / statistics.median(times["ours"]), 2
             )

@@ -43,6 +43,8 @@ from mode_policy.apps.bench.kernel_cases import (  # noqa: E402
     in_rounds,
     largest_error,
 )
+from mode_policy.apps.cli import exit_codes  # noqa: E402
+from mode_policy.errors import ConfigError  # noqa: E402
 from mode_policy.files import replacing  # noqa: E402
 
 TILES = Path(__file__).resolve().parents[1] / "kernels/mode_kernels/tiles"
@@ -166,9 +168,10 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", choices=WEIGHTS, default=[16, 8])
     parser.add_argument("--dry-run", action="store_true", help="print the tiles and write nothing")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available() or launch.INTERPRETED:
-        print("There is no GPU here: nothing was measured, no table was changed.")
-        return
+    with exit_codes():
+        if not torch.cuda.is_available() or launch.INTERPRETED:
+            why = "TRITON_INTERPRET=1 keeps the kernels off it" if launch.INTERPRETED else "torch finds none"
+            raise ConfigError(f"tiles are measured on a GPU, and {why}; no table was changed")
     device = torch.device("cuda")
     name = architecture(device)
     tiles = {kernel: [dict(entry) for entry in entries] for kernel, entries in table(name).items()}

@@ -2,8 +2,9 @@
 
 At batch 1 a chunk multiplies large weights by a handful of tokens. Written the usual way, ``tokens @
 weightsᵀ``, the library's product packs the weights anew each time; written as ``weights @ columns`` with the
-columns padded to a multiple of 16, it streams them once, and about twice as fast. So activations are kept
-feature by feature, ``(D, R)``, all the way through, and the code needs no second copy of a weight.
+columns padded to a multiple of 16, it streams them once: about twice as fast on two threads, and as fast on
+one. So activations are kept feature by feature, ``(D, R)``, all the way through, and the code needs no second
+copy of a weight.
 
 Legend: R = B·S columns (tokens), padded to a multiple of 16; B batch, S sequence, D width, E = 3D or 2H,
 H hidden width, K active experts, A heads, P width of a head, C chunk.

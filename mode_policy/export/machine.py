@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import re
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from mode_policy.config import FORBID_EXTRA
@@ -36,7 +38,7 @@ class Machine:
     cpu_capability: str
     instruction_sets: tuple[str, ...]
     torch: str
-    gpu_capability: str | None = None
+    gpu_capability: Annotated[str | None, Field(pattern=r"^\d+\.\d+$")] = None
 
 
 def this_machine(device: str) -> Machine:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -161,6 +162,18 @@ class Manifest:
     commit: str = ""
     sha256: dict[str, str]
 
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if self.target == "onnx" and self.device != "cpu":
+            raise ValueError(f"device={self.device}, but exports of the target onnx run on a processor")
+        if self.device == "cuda" and self.made_for is not None and self.made_for.gpu_capability is None:
+            raise ValueError("device=cuda, but made_for.gpu_capability does not say which GPU")
+        for array in self.inputs:
+            axis = 1 if array.name == "noise" else 0
+            if array.shape[axis : axis + 1] != (self.batch,):
+                raise ValueError(f"batch={self.batch}, but {array.name!r} has the shape {array.shape}")
+        return self
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` and its hash."""
@@ -223,6 +236,21 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise ExportError(
                 f"{file} is corrupt: its SHA-256 differs from {DESCRIPTION}; copy the folder again"
             )
+
+
+def check_package(file: Path) -> None:
+    """Look for native code in a ``.pt2``; torch's loader crashes on an archive that holds none.
+
+    Raises:
+        ExportError: if there is none, or the file is no archive.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = any(name.endswith(".so") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ExportError(f"{file} cannot be loaded: {error}; export the checkpoint again") from error
+    if not found:
+        raise ExportError(f"{file} cannot be loaded: it holds no native code; export the checkpoint again")
 
 
 def read_tensors(file: Path, *needed: str) -> dict[str, Tensor]:

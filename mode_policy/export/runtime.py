@@ -27,11 +27,13 @@ from mode_policy.errors import DataError, ExportError
 from mode_policy.export.machine import device_named, obstacle, this_machine
 from mode_policy.export.manifest import (
     CHECK,
+    DESCRIPTION,
     INSTRUCTIONS,
     MODEL,
     Array,
     Manifest,
     check_files,
+    check_package,
     read_manifest,
     read_tensors,
 )
@@ -241,6 +243,7 @@ def _native(file: Path, manifest: Manifest) -> Model:
         )
     if reason := obstacle(manifest.made_for, this_machine(manifest.device)):
         raise ExportError(f"{file} cannot run here: {reason}; export the checkpoint on this machine")
+    check_package(file)
     from torch._inductor import aoti_load_package
 
     try:
@@ -268,6 +271,7 @@ def _onnx(file: Path, manifest: Manifest, threads: int | None) -> Model:
     options.log_severity_level = 3  # errors
     from onnxruntime.capi.onnxruntime_pybind11_state import (
         Fail,
+        InvalidArgument,
         InvalidGraph,
         InvalidProtobuf,
         NotImplemented,
@@ -275,11 +279,16 @@ def _onnx(file: Path, manifest: Manifest, threads: int | None) -> Model:
 
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {file}: {error}; try a newer one"
         ) from error
     names = [array.name for array in manifest.inputs]
+    taken = {value.name: tuple(value.shape) for value in session.get_inputs()}
+    if unfit := [a.name for a in manifest.inputs if taken.get(a.name, a.shape) != a.shape]:
+        raise ExportError(
+            f"{file} takes other shapes of {unfit} than {DESCRIPTION} says; export the checkpoint again"
+        )
 
     def run(inputs: Sequence[Tensor]) -> Tensor:
         arrays = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}

@@ -10,8 +10,11 @@ import torch
 from mode_policy.apps.bench import floor, main
 from mode_policy.apps.bench.main import _name, _parser, table
 from mode_policy.apps.bench.policies import SIZES, random_observation, random_policy
+from mode_policy.checkpoint import save_checkpoint
 from mode_policy.errors import PlanError
 from mode_policy.inference.plan import InferencePlan
+
+SHORT = ("--engines", "eager", "--rounds", "1", "--no-memory")
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +72,8 @@ def test_what_is_measured_names_the_record():
     assert name_of("latency", "--cameras", "--steps", "5") == "latency_small_cameras_float32_5steps"
     assert name_of("latency", "--batches", "1", "8") == "latency_small_float32_batch_1_8"
     assert name_of("kernels", "--training") == "kernels_training"
+    assert name_of("kernels", "--device", "cpu") == "kernels_training"
+    assert name_of("kernels", "--device", "cuda", "--types", "int8") == "kernels_int8"
 
 
 @pytest.mark.slow
@@ -91,9 +96,59 @@ def test_training(tmp_path):
 
 def test_kernels(tmp_path):
     main(["kernels", "--training-batch", "4", "--rounds", "1", "--device", "cpu", "--record", str(tmp_path)])
-    (row,) = record(tmp_path)["rows"]
-    assert row["kernel"] == "grouped_experts"
+    found = record(tmp_path)
+    (row,) = found["rows"]
+    assert row["kernel"] == "experts by PyTorch, no kernel"
     assert row["dense_eager/ours"] > 0
+    assert found["config"]["batches"] == found["config"]["types"] == []  # nothing that was not measured
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.replace("\n", " ")
+
+
+def test_kernels_that_need_a_gpu_are_not_asked_of_a_processor(capsys):
+    said = refused(capsys, "kernels", "--device", "cpu", "--types", "float32")
+    assert (
+        "--batches and --types are of the kernels for inference, which are not measured on a processor"
+        in said
+    )
+
+
+def test_a_checkpoint_is_found_in_its_run(tmp_path, capsys):
+    policy = random_policy(SIZES["debug"], steps=2)
+    run = tmp_path / "run"
+    save_checkpoint(run / "checkpoints/step_0000001", policy, policy.state_dict(), about={})
+    main(["latency", "--checkpoint", str(run), *SHORT, "--record", str(tmp_path / "records")])
+    found = record(tmp_path / "records")
+    assert [row["steps"] for row in found["rows"]] == [2]
+    assert found["config"]["checkpoint"].endswith("run/checkpoints/step_0000001")
+    said = refused(capsys, "latency", "--checkpoint", str(run), "--cameras", *SHORT)
+    assert "a checkpoint has the cameras that it was trained on" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("latency", "--checkpoint", "runs/none", "--size", "debug"), "not allowed with"),
+        (("latency", "--checkpoint", "runs/none"), "runs/none is no checkpoint"),
+        (
+            ("latency", "--size", "debug", "--record", "/proc/cpuinfo/records"),
+            "records cannot go to /proc/cpuinfo/records: Not a dir",
+        ),
+        (("data", "--store", "none.zarr"), "no demonstration store at none.zarr"),
+    ],
+)
+def test_wrong_paths_are_refused_before_anything_is_measured(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err.replace("\n", " ")
+    assert "measuring" not in said.out
 
 
 def test_nothing_that_can_run_is_an_error(capsys):
@@ -114,7 +169,12 @@ def test_a_gpu_that_is_not_there_is_refused(capsys, command):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("latency", "--rounds", "0"), ("latency", "--batches", "1", "-1"), ("training", "--threads", "0")],
+    [
+        ("latency", "--rounds", "0"),
+        ("latency", "--batches", "1", "-1"),
+        ("training", "--threads", "0"),
+        ("data", "--episodes", "0"),
+    ],
 )
 def test_numbers_below_one_are_refused(capsys, arguments):
     with pytest.raises(SystemExit) as stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import pytest
 
@@ -12,6 +13,7 @@ from mode_policy.export.manifest import (
     DESCRIPTION,
     Manifest,
     check_files,
+    check_package,
     read_manifest,
     read_tensors,
     seal,
@@ -83,6 +85,33 @@ def test_values_out_of_range_are_named(damaged) -> None:
     change(damaged, dtype="float16")
     with pytest.raises(ExportError, match="dtype: Input should be 'float32' or 'bfloat16'"):
         load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch": 2}, r"batch=2, but 'observation.state' has the shape \(1, 1, 3\)"),
+        (
+            {"target": "onnx", "device": "cuda"},
+            "device=cuda, but exports of the target onnx run on a processor",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_named(damaged, changes, words: str) -> None:
+    change(damaged, **changes)
+    with pytest.raises(ExportError, match=rf"manifest\.json is damaged: .*{words}"):
+        load(damaged)
+
+
+def test_a_package_without_native_code_is_named(tmp_path) -> None:
+    file = tmp_path / "model.pt2"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "no code")
+    with pytest.raises(ExportError, match=r"model\.pt2 cannot be loaded: it holds no native code"):
+        check_package(file)
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ExportError, match=r"model\.pt2 cannot be loaded: File is not a zip file"):
+        check_package(file)
 
 
 def test_unknown_keys_are_named(damaged) -> None:

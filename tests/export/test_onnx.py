@@ -80,12 +80,22 @@ def test_a_missing_runtime_is_named(onnx_export, monkeypatch) -> None:
         load(onnx_export)
 
 
-def test_a_graph_that_cannot_be_loaded_is_named(onnx_export, tmp_path) -> None:
+@pytest.mark.parametrize("graph", [b"no graph", b""])
+def test_a_graph_that_cannot_be_loaded_is_named(onnx_export, tmp_path, graph: bytes) -> None:
     folder = Path(shutil.copytree(onnx_export, tmp_path / "export"))
-    (folder / "model.onnx").write_bytes(b"no graph")
+    (folder / "model.onnx").write_bytes(graph)
     manifest = read_manifest(folder)
     write_manifest(folder, replace(manifest, sha256=hashes(folder, manifest.sha256)))
     with pytest.raises(ExportError, match=r"ONNX Runtime .* cannot load .*model\.onnx"):
+        load(folder)
+
+
+def test_a_graph_of_other_shapes_is_named(onnx_export, tmp_path) -> None:
+    folder = Path(shutil.copytree(onnx_export, tmp_path / "export"))
+    manifest = read_manifest(folder)
+    state, *others = manifest.inputs
+    write_manifest(folder, replace(manifest, inputs=(replace(state, shape=(1, 1, 9)), *others)))
+    with pytest.raises(ExportError, match=r"model\.onnx takes other shapes of \['observation\.state'\]"):
         load(folder)
 
 

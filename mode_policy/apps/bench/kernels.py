@@ -7,7 +7,7 @@ run. ``compiled`` is `torch.compile` with max-autotune; a ratio below 1 means th
 its place. Beside 8-bit weights the plain form reads the same weights in bfloat16.
 
 On a processor the kernels would run in an interpreter, whose times mean nothing. There the experts are
-measured: as one operation that runs the chosen ones, beside all of them on all samples.
+measured as PyTorch runs them: one operation that runs the chosen ones, beside all of them on all samples.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class KernelBench:
     Attributes:
         batches: samples of the inference kernels.
         types: of their weights.
-        training: only the experts, forward and backward.
+        training: only the experts, forward and backward; all that there is on a processor.
         training_batch: samples of that.
         size: of the experts on a processor, one of `SIZES`.
         rounds: timed runs of the experts.
@@ -143,6 +143,8 @@ def _experts(config: KernelBench, say: Say) -> Row:
         out = function(x, expert, route, *weights)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
+    if not cuda:
+        say("no kernel, as they need a GPU; instead what PyTorch makes of the experts here")
     say(f"experts of width {dim}, batch {batch}, forward and backward")
     for a, b in zip(step(functions["ours"]), step(functions["dense_eager"]), strict=True):
         error = float((a.float() - b.float()).abs().max() / b.float().abs().max())
@@ -151,7 +153,8 @@ def _experts(config: KernelBench, say: Say) -> Row:
     times = in_turns({name: lambda f=f: step(f) for name, f in functions.items()}, config.rounds)  # type: ignore[misc]
     middle = {name: statistics.median(seconds) for name, seconds in times.items()}
     multiply_adds = 3 * batch * K * S * 3 * dim * H
-    row: Row = {"kernel": "grouped_experts", "weights": str(dtype).removeprefix("torch."), "batch": batch}
+    name = "grouped_experts" if cuda else "experts by PyTorch, no kernel"
+    row: Row = {"kernel": name, "weights": str(dtype).removeprefix("torch."), "batch": batch}
     row |= {f"{name}_ms": round(1e3 * value, 3) for name, value in middle.items()}
     row |= {"GFLOPps": round(2 * multiply_adds / middle["ours"] / 1e9, 1)}
     return row | {f"{n}/ours": round(middle[n] / middle["ours"], 2) for n in functions if n != "ours"}

@@ -6,9 +6,9 @@
     mode-bench data --store PATH             on demonstrations of your own
     mode-bench latency                       an action chunk by each engine, beside its floor
     mode-bench latency --size full --engines cpu eager --precisions float32 int8
-    mode-bench latency --checkpoint PATH     of a policy of your own
+    mode-bench latency --checkpoint PATH     of a policy of your own: a run's folder or a checkpoint's
     mode-bench training                      a training step
-    mode-bench kernels                       each kernel beside plain PyTorch
+    mode-bench kernels                       on a GPU: each kernel beside plain PyTorch
     mode-bench … --record                    also write benchmarks/results/….json
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,10 +29,15 @@ from rich.table import Table
 
 from mode_policy.apps.bench.engines import NAMES
 from mode_policy.apps.bench.policies import SIZES
-from mode_policy.apps.bench.record import RESULTS, Row, device, versions, write_record
+from mode_policy.apps.bench.record import RESULTS, Row, device, prepare_folder, versions, write_record
 from mode_policy.apps.cli import console, exit_codes
+from mode_policy.checkpoint import read_description
 from mode_policy.errors import ConfigError
 from mode_policy.inference.weights import PRECISIONS
+from mode_policy.training.checkpoints import newest_checkpoint
+
+#: Of the kernels, where nothing else is said.
+KERNEL_BATCHES, KERNEL_TYPES = (1, 8, 64), ("bfloat16", "int8", "fp8")
 
 
 class Measured(NamedTuple):
@@ -45,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run ``mode-bench``."""
     arguments = _parser().parse_args(argv)
     with exit_codes():
+        if arguments.record is not None:
+            prepare_folder(arguments.record)
         if arguments.command != "data":
-            if arguments.device == "cuda" and not torch.cuda.is_available():
-                raise ConfigError("--device cuda, but torch finds no GPU; use --device cpu")
+            check_device(arguments.device)
             if arguments.threads is not None:
                 torch.set_num_threads(arguments.threads)
         about = device()
@@ -58,10 +65,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             console.print(f"record     {path}")
 
 
+def check_device(name: str) -> None:
+    """Make sure that a device is there.
+
+    Raises:
+        ConfigError: if it is "cuda" and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but torch finds no GPU; use --device cpu")
+
+
 def count(text: str) -> int:
     """Return a number of at least 1, for `argparse`."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Return a finite number of at least 0, for `argparse`."""
+    if not 0 <= (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return number
 
 
@@ -75,16 +99,16 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="windows per second from demonstrations")
     data.add_argument("--store", help="demonstrations with cameras; made up by default")
-    data.add_argument("--episodes", type=int, default=50, help="made up, or brought to the other formats")
-    data.add_argument("--seconds", type=float, default=10.0, help="for each reader")
-    data.add_argument("--training", type=float, default=60.0, help="seconds for each training; 0 for none")
+    data.add_argument("--episodes", type=count, default=50, help="made up, or brought to the other formats")
+    data.add_argument("--seconds", type=seconds, default=10.0, help="for each reader")
+    data.add_argument("--training", type=seconds, default=60.0, help="seconds for each training; 0 for none")
     data.add_argument("--ours-only", action="store_true", help="leave HDF5 and LeRobotDataset out")
     data.set_defaults(measure=_data)
 
     latency = commands.add_parser("latency", help="an action chunk by each engine")
     policy = latency.add_mutually_exclusive_group()
     policy.add_argument("--size", choices=SIZES, default="small", help="of a policy with random weights")
-    policy.add_argument("--checkpoint", help="a policy of your own")
+    policy.add_argument("--checkpoint", help="a policy of your own: a run's folder or a checkpoint's")
     latency.add_argument("--cameras", action="store_true", help="two cameras instead of states")
     usual = ["compile", "eager", "policy"] if found == "cuda" else ["cpu", "eager", "policy"]
     latency.add_argument("--engines", nargs="+", choices=NAMES, default=usual)
@@ -103,10 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     training.set_defaults(measure=_training)
 
     kernels = commands.add_parser("kernels", help="each kernel beside plain PyTorch")
-    kernels.add_argument("--batches", type=count, nargs="+", default=[1, 8, 64])
+    kernels.add_argument("--batches", type=count, nargs="+", help=f"default {KERNEL_BATCHES}; GPU only")
     types = ["bfloat16", "float32", "int8", "fp8"]
-    kernels.add_argument("--types", nargs="+", choices=types, default=["bfloat16", "int8", "fp8"])
-    kernels.add_argument("--training", action="store_true", help="only the experts, with their gradients")
+    kernels.add_argument("--types", nargs="+", choices=types, help=f"default {KERNEL_TYPES}; GPU only")
+    kernels.add_argument(
+        "--training",
+        action="store_true",
+        help="the experts with their gradients; all there is on a processor",
+    )
     kernels.add_argument("--training-batch", type=count, default=512 if found == "cuda" else 64)
     kernels.add_argument("--rounds", type=count, default=20)
     kernels.set_defaults(measure=_kernels)
@@ -132,7 +160,8 @@ def _name(arguments: argparse.Namespace) -> str:
             parts += [f"{arguments.steps}steps"]
         return "_".join(parts)
     if arguments.command == "kernels":
-        return f"kernels_{'training' if arguments.training else '_'.join(arguments.types)}"
+        training = arguments.training or arguments.device == "cpu"
+        return f"kernels_{'training' if training else '_'.join(arguments.types or KERNEL_TYPES)}"
     return str(arguments.command)
 
 
@@ -157,9 +186,13 @@ def _data(arguments: argparse.Namespace) -> Measured:
 def _latency(arguments: argparse.Namespace) -> Measured:
     from mode_policy.apps.bench import latency
 
+    if arguments.checkpoint is not None and arguments.cameras:
+        raise ConfigError(
+            "--cameras is for random weights; a checkpoint has the cameras that it was trained on"
+        )
     config = latency.LatencyBench(
         size=arguments.size,
-        checkpoint=arguments.checkpoint,
+        checkpoint=None if arguments.checkpoint is None else _checkpoint(arguments.checkpoint),
         cameras=arguments.cameras,
         runs=tuple(itertools.product(arguments.engines, arguments.precisions)),
         batches=tuple(arguments.batches),
@@ -170,6 +203,18 @@ def _latency(arguments: argparse.Namespace) -> Measured:
     )
     rows, machine = latency.run(config, _say)
     return Measured(rows, asdict(config) | machine)
+
+
+def _checkpoint(given: str) -> str:
+    """Return a checkpoint's folder, given it or the folder of its run.
+
+    Raises:
+        CheckpointError: if it is neither.
+    """
+    path = Path(given).expanduser()
+    path = newest_checkpoint(path) or path
+    read_description(path)
+    return str(path)
 
 
 def _training(arguments: argparse.Namespace) -> Measured:
@@ -188,10 +233,17 @@ def _training(arguments: argparse.Namespace) -> Measured:
 def _kernels(arguments: argparse.Namespace) -> Measured:
     from mode_policy.apps.bench import kernels
 
+    training = arguments.training or arguments.device == "cpu"
+    if training and (arguments.batches or arguments.types):
+        where = "with --training" if arguments.training else "on a processor"
+        raise ConfigError(
+            f"--batches and --types are of the kernels for inference, which are not measured {where}; "
+            "leave them out, or use a GPU"
+        )
     config = kernels.KernelBench(
-        batches=tuple(arguments.batches),
-        types=tuple(arguments.types),
-        training=arguments.training,
+        batches=() if training else tuple(arguments.batches or KERNEL_BATCHES),
+        types=() if training else tuple(arguments.types or KERNEL_TYPES),
+        training=training,
         training_batch=arguments.training_batch,
         rounds=arguments.rounds,
         device=arguments.device,

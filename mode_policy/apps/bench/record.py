@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mode_policy import checkpoint
+from mode_policy.errors import ConfigError
 from mode_policy.files import write_json
 
 #: Where records go, unless another folder is given.
@@ -72,6 +73,21 @@ def commit(folder: Path) -> str:
     return head + ("+changes" if head and git("status", "--porcelain") else "")
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a record before anything is measured for it.
+
+    Raises:
+        ConfigError: if it cannot be made, or takes no files.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "it takes no files"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise ConfigError(f"records cannot go to {folder}: {reason}; choose another with --record FOLDER")
+
+
 def write_record(
     name: str, rows: Sequence[Row], config: dict[str, Any], folder: Path = RESULTS, about: Row | None = None
 ) -> Path:
@@ -87,7 +103,6 @@ def write_record(
     about = about or device()
     label = "cpu" if about["gpu"] is None else about["gpu"].lower().replace(" ", "-")
     now = datetime.now(UTC)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_{label}_{now:%Y-%m-%d}.json"
     write_json(
         path,
