@@ -161,13 +161,7 @@ def load_policy(
         if not name.startswith("training/"):
             _verify(path / name, expected)
     features = {k: Feature.from_json(f) for k, f in data["features"].items()}
-    table = None
-    if data["instructions"] is not None:
-        table = InstructionTable(
-            encoder=data["instructions"]["encoder"],
-            instructions=tuple(data["instructions"]["instructions"]),
-            embeddings=_load(path / INSTRUCTIONS)["embeddings"],
-        )
+    table = _instructions(path, data)
     try:
         config = build(PolicyConfig, data["config"], "config")
     except ConfigError as error:
@@ -177,6 +171,30 @@ def load_policy(
     policy = MoDEPolicy(config, features, statistics_from_json(data["statistics"]), table, convention)
     load_strictly(policy, _load(path / WEIGHTS[weights]), str(path))
     return policy.to(device).eval()
+
+
+def load_instructions(path: str | Path) -> InstructionTable | None:
+    """Load the instructions that a checkpoint's policy knows, without its weights; None if it takes none.
+
+    Raises:
+        CheckpointError: naming the file that is missing or corrupt.
+    """
+    path = Path(path)
+    data = read_description(path)
+    if data["instructions"] is not None:
+        _verify(path / INSTRUCTIONS, data["sha256"][INSTRUCTIONS])
+    return _instructions(path, data)
+
+
+def _instructions(path: Path, data: Mapping[str, Any]) -> InstructionTable | None:
+    about = data["instructions"]
+    if about is None:
+        return None
+    return InstructionTable(
+        encoder=about["encoder"],
+        instructions=tuple(about["instructions"]),
+        embeddings=_load(path / INSTRUCTIONS)["embeddings"],
+    )
 
 
 def _verify(file: Path, expected: str) -> None:

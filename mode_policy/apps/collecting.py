@@ -20,6 +20,7 @@ from mode_policy.apps.config import DatasetConfig, TaskConfig
 from mode_policy.apps.progress import bar
 from mode_policy.encoders.language import embed_instructions
 from mode_policy.errors import ConfigError, DataError, SimulatorError
+from mode_policy.types import InstructionTable
 
 RECORDINGS = "recordings"
 """Folder beside the stores, see `mode_envs.recordings`."""
@@ -91,7 +92,13 @@ def _none(unable: Sequence[str]) -> str:
     return f"none of the {len(unable)} tasks has scripted experts ({unable[0]!r} is the first)"
 
 
-def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], language: str | None) -> None:
+def collect_store(
+    path: Path,
+    config: DatasetConfig,
+    tasks: Sequence[EnvTask],
+    language: str | None,
+    known: InstructionTable | None = None,
+) -> None:
     """Collect demonstrations into a new store; where that takes long, an interrupted one is continued.
 
     Raises:
@@ -105,7 +112,8 @@ def collect_store(path: Path, config: DatasetConfig, tasks: Sequence[EnvTask], l
         available, reason = rendering_available()
         if not available:
             raise SimulatorError(f"pictures of {', '.join(config.cameras)} cannot be drawn: {reason}")
-    table = None if language is None else embed_instructions([t.task.instruction for t in tasks], language)
+    texts = [t.task.instruction for t in tasks]
+    table = None if language is None else embed_instructions(texts, language, known=known)
     env_id = tasks[0].env_id
     pictures: dict[str, Any] = {}
     if config.cameras:

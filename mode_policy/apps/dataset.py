@@ -41,8 +41,12 @@ def env_tasks(task: TaskConfig) -> tuple[EnvTask, ...]:
     return tuple(known[name] for name in task.tasks)
 
 
-def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> DemonstrationStore:
+def get_store(
+    config: DatasetConfig, task: TaskConfig, language: str | None, known: InstructionTable | None = None
+) -> DemonstrationStore:
     """Open the demonstrations, making or fetching them first where the configuration says so.
+
+    ``language`` is the text encoder for instructions that are neither embedded there nor ``known``.
 
     Raises:
         DataError: if they are absent and cannot be had, or are damaged, or if another text encoder embedded
@@ -56,14 +60,14 @@ def get_store(config: DatasetConfig, task: TaskConfig, language: str | None) -> 
         if path.exists():
             check_recipe(path, config, env_tasks(task))
         else:
-            collect_store(path, config, env_tasks(task), language)
+            collect_store(path, config, env_tasks(task), language, known)
     elif not path.exists():
         if config.source == "path":
             raise _absent(path, config)
         fetch_store(path, config, env_tasks(task))
     # Tasks whose experts failed have no demonstrations, and are evaluated all the same.
     also = [t.task.instruction for t in env_tasks(task)] if config.allow_incomplete else []
-    return _prepared(where, store_layout(config, task), config.adapt, language, also)
+    return _prepared(where, store_layout(config, task), config.adapt, language, known, also)
 
 
 def store_path(config: DatasetConfig, task: TaskConfig) -> str:
@@ -82,13 +86,14 @@ def _prepared(
     layout: ReplayBufferLayout | None,
     how: AdaptConfig,
     language: str | None,
+    known: InstructionTable | None,
     also: Sequence[str] = (),
 ) -> DemonstrationStore:
     """Open a store, read it as the configuration says, embed its instructions if need be, and say so."""
     store = adapt(open_store(path if "://" in path else Path(path).expanduser(), layout), how)
     if language is not None and store.instruction_table is None:
         texts = [*(t.instruction for t in store.tasks), *also]
-        store = store.with_instructions(embed_instructions(texts, language))
+        store = store.with_instructions(embed_instructions(texts, language, known=known))
     console.print(
         f"dataset    {store.location}: {store.num_episodes} demonstrations of {len(store.tasks)} tasks, "
         f"{store.num_steps} steps"
@@ -170,13 +175,15 @@ def control_rate(task: EnvTask) -> float:
     return rate
 
 
-def get_mixture(config: DatasetConfig, language: str | None) -> list[DemonstrationStore]:
+def get_mixture(
+    config: DatasetConfig, language: str | None, known: InstructionTable | None = None
+) -> list[DemonstrationStore]:
     """Open the stores that are mixed in.
 
     Raises:
         DataError: if one is absent or damaged, or was embedded by another text encoder.
     """
-    return [_prepared(part.path, None, part.adapt, language) for part in config.mixture]
+    return [_prepared(part.path, None, part.adapt, language, known) for part in config.mixture]
 
 
 def known_instructions(stores: Sequence[DemonstrationStore]) -> InstructionTable | None:

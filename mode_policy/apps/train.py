@@ -40,7 +40,7 @@ from mode_policy.apps.protocol import episodes_of
 from mode_policy.apps.rollouts import announce
 from mode_policy.apps.shared_rollouts import evaluate_together
 from mode_policy.apps.training_data import TrainingData, training_data
-from mode_policy.checkpoint import load_policy
+from mode_policy.checkpoint import load_instructions, load_policy
 from mode_policy.config import build, flatten
 from mode_policy.encoders.vision_weights import check_initial_weights, load_initial_weights
 from mode_policy.errors import CheckpointError, ConfigError, TrainingDivergedError
@@ -120,15 +120,18 @@ def _run(config: TrainConfig, folder: Path, data: dict[str, Any], processes: Pro
         episodes_of(tasks, config.evaluation)
         check_places(tasks, config.policy.cameras)
     begins = not _continues(config) or newest_checkpoint(folder) is None
+    known = None  # instructions embedded by another run, in which weights begin
     if config.init_from is not None and begins:
-        check_network(config.policy, find_checkpoint(Path(config.init_from)))
+        source = find_checkpoint(Path(config.init_from))
+        check_network(config.policy, source)
+        known = load_instructions(source)
     with processes.main_first():
         # Before hours of collecting or downloading; but without a network, how to get the data is said first.
         offline = config.dataset.source == "scripted" or config.policy.vision.weights != "imagenet"
         if config.policy.cameras and offline and config.init_from is None:
             check_initial_weights(config.policy.vision)
-        store = get_store(config.dataset, config.task, config.policy.language)
-        others = get_mixture(config.dataset, config.policy.language)
+        store = get_store(config.dataset, config.task, config.policy.language, known)
+        others = get_mixture(config.dataset, config.policy.language, known)
     if config.evaluation.episodes:
         check_conventions(store, tasks)
     windows = training_data([store, *others], config, processes)

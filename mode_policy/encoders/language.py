@@ -97,7 +97,10 @@ ENCODERS: dict[str, Callable[[], Embed]] = {"minilm-l6-v2": minilm, "clip-vit-b3
 
 
 def embed_instructions(
-    instructions: Sequence[str], encoder: str, embed: Embed | None = None
+    instructions: Sequence[str],
+    encoder: str,
+    embed: Embed | None = None,
+    known: InstructionTable | None = None,
 ) -> InstructionTable:
     """Embed each distinct instruction once, in the order of first appearance.
 
@@ -105,17 +108,30 @@ def embed_instructions(
         instructions: the texts.
         encoder: name of the text encoder.
         embed: that encoder, where it was loaded otherwise than by its name.
+        known: embeddings that are taken over if they are of the same encoder; it is loaded for the others.
 
     Raises:
-        ConfigError: if the encoder is unknown, or its package or weights are absent.
+        ConfigError: if the encoder is unknown, its package or weights are absent, or its width is not that of
+            the known embeddings.
     """
     if encoder not in ENCODERS:
         raise ConfigError(f"unknown text encoder {encoder!r}.{did_you_mean(encoder, ENCODERS)}")
-    require_transformers(encoder)
     texts = tuple(dict.fromkeys(instructions))
-    embed = embed or ENCODERS[encoder]()
-    # One by one: an embedding must not depend on what else was in the batch (padding changes rounding).
-    embeddings = torch.cat([embed(text) for text in texts]).float().clone()
+    made: dict[str, Tensor] = {}
+    if known is not None and known.encoder == encoder:
+        made = {text: known.embed([text]) for text in texts if text in known.instructions}
+    if len(made) < len(texts):
+        require_transformers(encoder)
+        embed = embed or ENCODERS[encoder]()
+        # One by one: an embedding must not depend on what else was in the batch (padding changes rounding).
+        made |= {text: embed(text) for text in texts if text not in made}
+    if len({made[text].shape[1] for text in texts}) > 1:
+        new = next(text for text in texts if known is None or text not in known.instructions)
+        raise ConfigError(
+            f"the known instructions were embedded by another {encoder!r} than is at hand for {new!r}: "
+            "embed that one where they were embedded"
+        )
+    embeddings = torch.cat([made[text] for text in texts]).float().clone()
     return InstructionTable(encoder=encoder, instructions=texts, embeddings=embeddings)
 
 

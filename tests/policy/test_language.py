@@ -44,6 +44,33 @@ def test_an_embedding_does_not_depend_on_its_company(table):
     assert torch.equal(alone[0], table.embeddings[2])
 
 
+def table_of(encoder: str, instructions: tuple[str, ...], embeddings: torch.Tensor) -> InstructionTable:
+    return InstructionTable(encoder=encoder, instructions=instructions, embeddings=embeddings)
+
+
+def test_known_embeddings_are_taken_over(table):
+    known = table_of("minilm-l6-v2", ("jump", "play chess"), torch.ones(2, 384))
+    taken = embed_instructions(["play chess", "open the door"], "minilm-l6-v2", known=known)
+    assert torch.equal(taken.embeddings[0], torch.ones(384))
+    assert torch.equal(taken.embeddings[1], table.embeddings[0])
+    assert taken.instructions == ("play chess", "open the door")
+
+
+def test_an_encoder_is_not_loaded_for_what_is_known():
+    known = table_of("clip-vit-b32", ("jump",), torch.ones(1, 512))
+    unwanted = pytest.fail  # as an encoder
+    assert embed_instructions(["jump"], "clip-vit-b32", unwanted, known).embeddings.shape == (1, 512)
+
+
+def test_embeddings_of_another_encoder_or_width_are_not_mixed(table):
+    known = table_of("clip-vit-b32", ("open the door",), torch.ones(1, 384))
+    own = embed_instructions(["open the door"], "minilm-l6-v2", known=known)
+    assert torch.equal(own.embeddings[0], table.embeddings[0])
+    narrow = table_of("minilm-l6-v2", ("jump",), torch.ones(1, 12))
+    with pytest.raises(ConfigError, match="'play chess'"):
+        embed_instructions(["jump", "play chess"], "minilm-l6-v2", known=narrow)
+
+
 @pytest.fixture
 def small_clip(tmp_path, monkeypatch):
     """A CLIP text model of a few kilobytes, in the layout of the hub."""
@@ -78,4 +105,4 @@ def test_a_hub_out_of_reach_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_table_must_match_its_instructions():
     with pytest.raises(DataError, match="2 instructions but embeddings of shape"):
-        InstructionTable(encoder="x", instructions=("a", "b"), embeddings=torch.zeros(1, 4))
+        table_of("x", ("a", "b"), torch.zeros(1, 4))
