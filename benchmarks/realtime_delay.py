@@ -21,7 +21,8 @@ half used up when it comes. The numbers are those of the loop's telemetry:
 Sizes are norms over the moving dimensions, each in per mille of the demonstrations' range. What is done is
 kept under ``runs/realtime_delay/``, cell by cell: a run that was interrupted goes on where it was, and more
 episodes can be added (both may change the last digits: episodes are computed in batches). ``--record`` writes
-a record to ``benchmarks/results/``, from which ``benchmarks/realtime_report.py`` makes tables and plots.
+a record to ``benchmarks/results/``, from which ``benchmarks/realtime_report.py`` makes tables and plots. A
+record of some strategies (``--strategies rtc``) or delays is named after them, and stands beside that of all.
 """
 
 import argparse
@@ -53,7 +54,8 @@ from mode_policy.deploy.policy_service import load_service  # noqa: E402
 from mode_policy.evaluation.intervals import wilson  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-STRATEGIES = ("synchronous", "asynchronous", "ensembling", "rtc")
+STRATEGIES = "synchronous,asynchronous,ensembling,rtc"
+DELAYS = "0,50,100,200,400,half"
 #: What is driven: the training whose newest run is taken, its tasks, and episodes for each of them.
 DEFAULTS: dict[str, tuple[str, list[str], int]] = {
     "pusht": ("pusht", ["pusht"], 20),
@@ -67,6 +69,12 @@ def overrides(arguments: argparse.Namespace, task: str, strategy: str, delay: fl
     chosen += [f"robot.rate={arguments.rate}"] if arguments.rate else []
     chosen += [f"strategy.name={strategy}", f"delay_ms={delay}", f"seed={arguments.seed}"]
     return [*chosen, *arguments.override]
+
+
+def record_name(name: str, strategies: str, delays: str) -> str:
+    """Return the name of a record, with what it holds of strategies and delays where that is not all."""
+    parts = [given for given, every in ((strategies, STRATEGIES), (delays, DELAYS)) if given != every]
+    return "_".join([name, *(part.replace(",", "-") for part in parts)])
 
 
 def digest(checkpoint: Path) -> str:
@@ -210,7 +218,8 @@ def main() -> None:
             print(json.dumps(rows[-1]))
     if arguments.record:
         about |= {"episodes": arguments.episodes, "tasks": arguments.tasks, "lanes": arguments.lanes}
-        print(write_record(name, rows, about, RESULTS))
+        recorded = record_name(name, arguments.strategies, arguments.delays)
+        print(write_record(recorded, rows, about, RESULTS))
 
 
 def parse() -> argparse.Namespace:
@@ -221,8 +230,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="the newest run of its training by default")
     parser.add_argument("--tasks", help="comma-separated; Push-T, or all of MT10 by default")
     parser.add_argument("--rate", type=float, help="play the simulation at another rate")
-    parser.add_argument("--delays", default="0,50,100,200,400,half", help="milliseconds, or half a chunk")
-    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--delays", default=DELAYS, help="milliseconds, or half a chunk")
+    parser.add_argument("--strategies", default=STRATEGIES)
     parser.add_argument("--episodes", type=int, help="of each task; 20 of Push-T, 5 of each of Meta-World's")
     parser.add_argument("--seed", type=int, default=200000)
     parser.add_argument("--clock", default="virtual", choices=("virtual", "real"))

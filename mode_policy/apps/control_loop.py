@@ -172,6 +172,7 @@ def fit(
     features, arrays = features_of(policy), robot.observe().arrays
     _compare(config, features, arrays)
     rate, dim = config.loop.rate or robot.rate, features[ACTION].shape[0]
+    _check_times(config, rate, robot.rate)
     positions = tuple(
         i for i in range(dim) if config.action.kind == "position" and i not in config.action.gripper
     )
@@ -218,6 +219,21 @@ def _prompt(config: ControlConfig, instruction: str | None, known: list[str]) ->
     if prompt is None:
         raise ConfigError(f"this policy needs an instruction: prompt=…, one of {known}")
     return prompt
+
+
+def _check_times(config: ControlConfig, rate: float, robot_rate: float) -> None:
+    """Hold time-outs to the length of a tick: a slow loop is no hanging one."""
+    apart = 1 / min(rate, robot_rate)
+    if config.safety.stale_after < apart:
+        raise ConfigError(
+            f"safety.stale_after={config.safety.stale_after:g}, but observations come every {apart:g} s, so "
+            f"the robot would be held for ever; give more than that, e.g. safety.stale_after={2 * apart:g}"
+        )
+    if config.loop.watchdog is not None and config.loop.watchdog < 2 / rate:
+        raise ConfigError(
+            f"loop.watchdog={config.loop.watchdog:g}, but a tick lasts {1 / rate:g} s, so the watchdog would "
+            f"end a loop that is well; give at least two ticks, loop.watchdog={2 / rate:g}"
+        )
 
 
 def _compare(config: ControlConfig, features: Features, arrays: Mapping[str, np.ndarray]) -> None:

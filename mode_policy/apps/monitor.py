@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.stop:
             stop([arguments.telemetry] if arguments.telemetry else runtime.running())
             return
+        if arguments.telemetry:
+            Telemetry.attach(arguments.telemetry)  # else the page would wait for it in vain
         server = MonitorServer(Watched(arguments.telemetry), arguments.port)
         console.print(f"monitor    {server.address}; Ctrl-C ends it, and no robot with it")
         server.run()

@@ -13,7 +13,7 @@ import numpy as np
 
 from mode_policy.deploy.clock import Clock, MonotonicClock, Pacer, use_real_time_priority
 from mode_policy.deploy.config import LoopConfig, StrategyConfig
-from mode_policy.deploy.guard import ObservationGuard, Seen
+from mode_policy.deploy.guard import ObservationGuard, Opinion, Seen
 from mode_policy.deploy.inference import ChunkSource
 from mode_policy.deploy.interventions import BLIND, Intervention, names
 from mode_policy.deploy.quiet import deferred_signals, no_collections
@@ -22,6 +22,7 @@ from mode_policy.deploy.safety import FilterState, SafetyFilter
 from mode_policy.deploy.strategies import Chunk, Delays, Strategy
 from mode_policy.deploy.summary import Summary, lateness
 from mode_policy.deploy.telemetry import Telemetry
+from mode_policy.deploy.troubles import Troubles
 from mode_policy.deploy.watchdog import Watchdog
 
 STATE = "observation.state"
@@ -75,14 +76,14 @@ class Controller:
     ) -> None:
         self.robot, self.inference, self.strategy = robot, inference, strategy
         self.safety, self.guard, self.rate = safety, guard, rate
-        self.prompt, self.mask, self.seed, self.episode, self.say = prompt, mask, seed, episode, say
+        self.prompt, self.mask, self.seed, self.episode = prompt, mask, seed, episode
         self.loop, self.stop_after = loop or LoopConfig(), stop_after
         self.telemetry, self.watchdog, self.clock = telemetry, watchdog, clock or MonotonicClock()
         self._history: deque[RobotObservation] = deque(maxlen=history)
         self._chunks: deque[Chunk] = deque(maxlen=max(1, strategy.keep))
         self._filter, self._seen, self._delays = FilterState(), Seen(), Delays()
         self._counts: Counter[str] = Counter()
-        self._problem = ""
+        self._troubles = Troubles(say, rate)
         self._moves = 0  # ticks in which an action of the policy was sent
         self._asked: tuple[int, int] = (0, 0)  # moves and fixed actions when the pending request was made
         self._arrived = (0, 0.0, 0.0)  # delay, seconds, policy's seconds of the newest chunk
@@ -116,10 +117,8 @@ class Controller:
             finally:
                 self.robot.stop()
                 self.telemetry.rest(True)
-        if self._interrupted:  # perhaps in the very tick that ended it
-            outcome = "interrupted"
         return Summary(
-            outcome=outcome,
+            outcome="interrupted" if self._interrupted else outcome,  # perhaps in the very tick that ended it
             ticks=pacer.tick - pacer.skipped,
             skipped=pacer.skipped,
             interventions=dict(self._counts),
@@ -161,7 +160,7 @@ class Controller:
                 return "done", ""
             self._tick(tick, due, started, observation, pacer.skipped)
             if self.stop_after is not None and self._filter.late > self.stop_after * self.rate:
-                return "no action", self._problem or self.inference.trouble or "the policy gives no actions"
+                return "no action", self._troubles.text or "the policy gives no actions"
 
     def _tick(
         self, tick: int, due: float, started: float, observation: RobotObservation, skipped: int
@@ -170,7 +169,7 @@ class Controller:
             self._seen, observation.arrays, observation.time, started, self._is_moving()
         )
         self._seen = opinion.seen
-        self._report("; ".join(filter(None, (observation.trouble, *opinion.problems))))
+        self._report(tick, observation, opinion)
         self._receive(tick)
         blind = bool(opinion.interventions & BLIND)
         if blind:
@@ -229,7 +228,9 @@ class Controller:
         if not answer.first:
             self._delays = self._delays.add(tick - answer.tick)
         self._arrived = (tick - answer.tick, answer.seconds, answer.policy_seconds)
-        self.telemetry.record_chunk(chunk.observed, chunk.start, tick, self._asked[1], chunk.actions)
+        self.telemetry.record_chunk(
+            self.episode, chunk.observed, chunk.start, tick, self._asked[1], chunk.actions
+        )
 
     def _forget(self) -> None:
         """Drop chunks, also one that is on its way, and observations: what follows does not continue them."""
@@ -245,12 +246,13 @@ class Controller:
             and bool(np.abs(step[self.safety.move]).max(initial=0) > 0)
         )
 
-    def _report(self, problem: str) -> None:
-        """Say what is wrong when it begins and when it ends, not in every tick."""
-        problem = problem or (f"inference lost: {self.inference.trouble}" if self.inference.trouble else "")
-        if bool(problem) != bool(self._problem):
-            self.say(problem or "all is well again")
-        self._problem = problem
+    def _report(self, tick: int, observation: RobotObservation, opinion: Opinion) -> None:
+        """Tell of what is wrong with the robot, its observation, or inference."""
+        kinds, texts = opinion.interventions, [*filter(None, [observation.trouble]), *opinion.problems]
+        if self.inference.trouble:
+            kinds |= Intervention.LATE
+            texts.append(f"inference lost: {self.inference.trouble}")
+        self._troubles.report(tick, kinds, "; ".join(texts))
 
     def _count(self, interventions: Intervention) -> None:
         if interventions:

@@ -26,6 +26,8 @@ from mode_policy.types import ACTION, Observation, feature_kind
 
 #: Keys of a request that are no features.
 PROMPT, RTC, SEED = "prompt", "rtc", "seed"
+#: Characters of an instruction: to look for what is similar to a very long one takes seconds.
+LONGEST_PROMPT = 2000
 
 
 class PolicyService:
@@ -120,9 +122,10 @@ class PolicyService:
             if value.dtype != np.uint8:
                 raise DataError(f"{key!r} is {value.dtype}; pictures are uint8, 0 to 255, RGB, upright")
             return value
-        if not np.isfinite(value).all():
-            raise DataError(f"{key!r} is not finite: {value.tolist()}")
-        return value.astype(np.float32)
+        single = _single(value)
+        if not np.isfinite(single).all():
+            raise DataError(f"{key!r} is not finite in single precision: {value.tolist()}")
+        return single
 
     def _instructions(self, requests: Sequence[Mapping[str, Any]]) -> Tensor | None:
         table = self.policy.instructions
@@ -135,6 +138,8 @@ class PolicyService:
                 raise DataError(
                     f"this policy needs an instruction: give {PROMPT!r}, one of {table.instructions}"
                 )
+            if len(text) > LONGEST_PROMPT:
+                raise DataError(f"an instruction of {len(text)} characters; at most {LONGEST_PROMPT}")
             texts.append(text)
         return table.embed(texts).to(self.policy.device)
 
@@ -167,7 +172,7 @@ class PolicyService:
             raise DataError(
                 f"{RTC!r} has fixed={fixed!r}, mask={form!r}; give a number of ticks and a known mask"
             )
-        kept = actions[:chunk].astype(np.float32)
+        kept = _single(actions[:chunk])
         padded = np.zeros((chunk, dim), np.float32)
         padded[: len(kept)] = kept
         return padded, soft_mask(chunk, min(fixed, len(kept)), len(kept), form)
@@ -175,7 +180,13 @@ class PolicyService:
 
 def _is_rows_of_numbers(actions: np.ndarray, dim: int) -> bool:
     fits = actions.ndim == 2 and actions.shape[1] == dim and actions.dtype.kind in "biuf"
-    return fits and bool(np.isfinite(actions).all())
+    return fits and bool(np.isfinite(_single(actions)).all())
+
+
+def _single(value: np.ndarray) -> np.ndarray:
+    """Return numbers in single precision; what is too large for it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return value.astype(np.float32)
 
 
 def _noise(request: Mapping[str, Any], shape: tuple[int, ...]) -> Any:

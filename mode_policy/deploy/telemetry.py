@@ -30,7 +30,7 @@ from mode_policy.errors import ConfigError
 HEADER = 16384
 TICKS = 2**14  # at 100 Hz, the last two and a half minutes
 CHUNKS = 64
-VERSION = 2
+VERSION = 3
 #: Pages are there from the beginning, so that the loop meets none that is not; Linux alone knows this.
 PRESENT = getattr(mmap, "MAP_POPULATE", 0)
 
@@ -77,6 +77,7 @@ def chunk_dtype(chunk: int, actions: int) -> np.dtype[Any]:
     """Return the record of a chunk."""
     return np.dtype(
         [
+            ("episode", "i4"),
             ("observed", "i8"),
             ("start", "i8"),
             ("arrived", "i8"),
@@ -102,6 +103,8 @@ class Telemetry:
         length = int.from_bytes(memory[:4], "little")
         self.header: dict[str, Any] = json.loads(memory[4 : 4 + length])
         h = self.header
+        if h["version"] != VERSION:
+            raise ValueError(f"its layout is version {h['version']}, this program reads version {VERSION}")
         places = _layout(h)
         self.control = self._view(CONTROL, places["control"], 1)[0:1]
         self.ticks = self._view(tick_dtype(len(h["actions"]), len(h["states"])), places["ticks"], TICKS)
@@ -189,9 +192,10 @@ class Telemetry:
         try:
             with path.open("r+b") as f:
                 memory = mmap.mmap(f.fileno(), 0)
-            return cls(memory, path)
-        except (OSError, ValueError, KeyError) as error:
+            attached = cls(memory, path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds no telemetry: {error}") from error
+        return attached
 
     def record(self, values: tuple[Any, ...]) -> None:
         """Write the record of a tick; ``values`` in the order of `tick_dtype`."""
@@ -204,11 +208,14 @@ class Telemetry:
         """Tell readers whether ticks are to be expected, or the loop is between two runs."""
         self.control["resting"] = resting
 
-    def record_chunk(self, observed: int, start: int, arrived: int, fixed: int, actions: np.ndarray) -> None:
+    def record_chunk(
+        self, episode: int, observed: int, start: int, arrived: int, fixed: int, actions: np.ndarray
+    ) -> None:
         """Write the record of a chunk; actions beyond the announced length are left out."""
         n = int(self.control["chunks"][0])
         row = self.chunks[n % CHUNKS]
-        row["observed"], row["start"], row["arrived"], row["fixed"] = observed, start, arrived, fixed
+        row["episode"], row["observed"], row["start"] = episode, observed, start
+        row["arrived"], row["fixed"] = arrived, fixed
         row["actions"] = np.nan
         kept = actions[: self.header["chunk"]]
         row["actions"][: len(kept)] = kept

@@ -35,7 +35,7 @@ class LogProcess:
         path: of the Parquet file; appears when the run is over.
 
     Raises:
-        ConfigError: if pyarrow is not installed.
+        ConfigError: if pyarrow is not installed, or the file cannot be begun.
     """
 
     def __init__(self, telemetry: Telemetry, path: Path) -> None:
@@ -55,6 +55,8 @@ class LogProcess:
         deadline = time.monotonic() + 30
         while not self.status and self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
+        if self.status == FAILED:
+            raise ConfigError(f"a log at {path} cannot be begun: {self.message}")
 
     @property
     def status(self) -> int:

@@ -71,7 +71,7 @@ def test_a_state_that_is_not_finite(value):
         )
 
     scene.robot.observe = observed
-    scene.run(30)
+    scene.run(130)
     asked = [tick for tick, _ in scene.inference.requests]
     assert scene.summary.interventions == {"observation_invalid": 5}
     assert not any(9 <= tick < 14 for tick in asked), "the policy does not see it"
@@ -80,7 +80,27 @@ def test_a_state_that_is_not_finite(value):
     assert len(set(held)) == 1, "held meanwhile"
     assert 14 in asked, "afterwards a new chunk is asked for at once"
     assert "is not finite" in scene.lines[0]
-    assert scene.lines[1] == "all is well again"
+    assert scene.lines[1:] == ["all is well again"]
+
+
+def test_troubles_that_come_and_go_are_told_of_once():
+    scene, n = Scene(), [0]
+    observe = scene.robot.observe
+
+    def observed():
+        n[0] += 1
+        if n[0] == 60:
+            scene.inference.trouble = "the plug was pulled"
+        if n[0] == 80:
+            scene.inference.trouble = ""
+        return dataclasses.replace(observe(), **({"arrays": {}} if n[0] % 2 and n[0] < 100 else {}))
+
+    scene.robot.observe = observed
+    scene.run(300)
+    assert len(scene.lines) == 3
+    assert scene.lines[0] == "observation.state is missing"
+    assert "inference lost: the plug was pulled" in scene.lines[1], "what is new is told of"
+    assert scene.lines[2] == "all is well again"
 
 
 def test_what_follows_a_blindness_does_not_continue_what_was_before():
@@ -159,7 +179,7 @@ def test_a_missing_camera_and_a_frozen_one():
     assert counts["observation_missing"] == 2
     assert 5 <= counts["observation_frozen"] <= 8
     assert scene.lines[0] == f"{TOP} is missing"
-    assert "has not changed for" in scene.lines[2]
+    assert "has not changed for" in scene.lines[1]
 
 
 def test_an_observation_that_stays_away_is_stale():

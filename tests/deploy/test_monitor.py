@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import socket
+import struct
 import threading
 import time
 
@@ -26,6 +28,13 @@ from mode_policy.types import STATE
 from tests.deploy import point_env
 from tests.deploy.browser import Browser
 from tests.deploy.conftest import CHUNK, EXECUTE, wait_for
+
+#: Shows a page ticks and chunks of two episodes, as one that opens late gets them.
+SEVERAL = """fetch('/state').then(answer => answer.json()).then(s => {
+    const row = (episode, n) => ({...s.ticks[0], ...s.chunks.at(-1), episode, tick: n, start: n});
+    show({...s, run: 'another', ticks: [row(0, 7), row(1, 0)], chunks: [row(0, 7)]});
+    return [ticks.length, ticks[0].tick, chunks.length];
+})"""
 
 
 @pytest.fixture
@@ -59,14 +68,14 @@ def test_the_state_holds_what_happened(telemetry):
     watched = Watched(telemetry.path)
     for tick in range(8):
         record(telemetry, tick, Intervention.LATE | Intervention.JERK if tick == 5 else 0)
-    telemetry.record_chunk(4, 4, 6, 2, np.ones((4, 2)))
+    telemetry.record_chunk(3, 4, 4, 6, 2, np.ones((4, 2)))
     state = watched.state(0, 0)
     assert [t["tick"] for t in state["ticks"]] == list(range(8))
     assert state["ticks"][5]["interventions"] == ["jerk", "late"]
     assert state["ticks"][0]["proposal"] == [0.5, None], "JSON has no NaN"
     assert state["ticks"][0]["late"] == 1.0
     assert state["interventions"] == {"jerk": 1, "late": 1}
-    assert state["chunks"] == [{"start": 4, "fixed": 2, "actions": [[1.0, 1.0]] * 4}]
+    assert state["chunks"] == [{"episode": 3, "start": 4, "fixed": 2, "actions": [[1.0, 1.0]] * 4}]
     assert state["latencies"]["counts"][state["latencies"]["bounds"].index(30)] == 1
     assert json.loads(json.dumps(state)) == state
     again = watched.state(state["after"], state["chunks_after"])
@@ -138,6 +147,7 @@ def test_the_locks(telemetry):
         assert ask(server, "/stop", "POST")[0] == 403, "a form on a foreign page can send this much"
         assert not telemetry.stop_requested
         assert ask(server, "/state", headers={"Host": "evil.example:80"})[0] == 403, "rebound names"
+        assert ask(server, "/state", headers={"Host": "localhost"})[0] == 200, "as for port 80"
         assert ask(server, "/nothing")[0] == 404
         assert ask(server, "/state?since=x&chunks=%00")[0] == 200
         assert ask(server, "/camera/none")[0] == 404
@@ -150,6 +160,17 @@ def test_the_locks(telemetry):
         assert telemetry.stop_requested
         with pytest.raises(ConfigError, match="cannot listen at port"):
             MonitorServer(Watched(telemetry.path), server.port)
+
+
+def test_a_page_that_is_closed_in_the_middle_is_no_error(telemetry, capfd):
+    telemetry.show("top", np.zeros((2, 3, 3), np.uint8))
+    with MonitorServer(Watched(telemetry.path), 0) as server:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", server.port)) as page:
+                page.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                page.sendall(b"GET /camera/top HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.port * 50)
+        assert ask(server, "/camera/top")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_nothing_comes_from_elsewhere():
@@ -219,6 +240,7 @@ def test_the_page_in_a_browser(service, tmp_path):
             assert browser.until(bright) == 3, "the white pixel where the point is"
             browser.until("document.getElementById('interventions').textContent.includes('bounds')")
             browser.screenshot(tmp_path / "page.png")
+            assert browser.run(SEVERAL) == [1, 0, 0], "of several episodes only the newest"
             assert loop.is_alive()
             browser.click("#stop")
             wait_for(lambda: outcome)

@@ -16,7 +16,7 @@ from mode_datasets import Provenance, StoreWriter
 from mode_envs import env_task, features
 from mode_policy.apps.cli import compose, to_plain
 from mode_policy.apps.control import run
-from mode_policy.apps.control_loop import ControlConfig
+from mode_policy.apps.control_loop import ControlConfig, fit
 from mode_policy.apps.monitor import main as monitor
 from mode_policy.apps.serve import ServeConfig
 from mode_policy.checkpoint import save_checkpoint
@@ -30,7 +30,7 @@ from mode_policy.policy import MoDEPolicy
 from mode_policy.types import ACTION, STATE, Episode, InstructionTable
 from tests import toy
 from tests.conftest import ROOT
-from tests.deploy.conftest import Running, wait_for
+from tests.deploy.conftest import DiaryRobot, Running, wait_for
 
 #: A busy machine is no fault.
 PATIENT = ("loop.watchdog=20", "safety.stale_after=20")
@@ -221,6 +221,22 @@ def test_robots_that_do_not_fit_the_policy(address, overrides, message):
         told()
 
 
+def test_time_outs_have_to_last_longer_than_a_tick(service):
+    robot = DiaryRobot()
+    robot.rate = 1.0
+
+    def fitted(*overrides):
+        return fit(config("server=ws://x", *overrides), service.metadata, robot, "go left")
+
+    with pytest.raises(ConfigError, match=r"observations come every 1 s, .*safety\.stale_after=2"):
+        fitted()
+    with pytest.raises(ConfigError, match=r"a tick lasts 1 s, .*loop\.watchdog=2"):
+        fitted("safety.stale_after=2")
+    assert fitted("safety.stale_after=2", "loop.watchdog=2").rate == 1
+    robot.rate = 200.0
+    assert fitted("loop.rate=1", "safety.stale_after=2", "loop.watchdog=null").rate == 1
+
+
 def test_serving_is_checked_before_anything_is_loaded(tmp_path):
     def serve(*overrides):
         return build(ServeConfig, to_plain(compose("serve", list(overrides))))
@@ -243,6 +259,9 @@ def test_the_monitor_says_where_it_is_and_what_is_wrong(capsys):
         monitor(["--port", str(taken.getsockname()[1])])
     assert stopped.value.code == 2
     assert "choose another with --port" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        monitor(["--port", "0", "--telemetry", "none"])
+    assert "none holds no telemetry" in capsys.readouterr().err
 
 
 def test_stopping_from_the_command_line(capsys, tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_a_token_is_needed(serve, tmp_path):
         with pytest.raises(InvalidStatus, match="401"), connect(server.address, additional_headers=headers):
             pass
         assert get(server, "/metrics", headers)[0] == 401
-    with pytest.raises(RefusedError, match="status 401"):
+    with pytest.raises(RefusedError, match="status 401; it wants a token"):
         PolicyClient(server.address, token="wrong-but-of-enough-length").infer(request())
     assert get(server, "/healthz")[0] == 200
     assert get(server, "/metrics", {"Authorization": "Bearer a-secret-of-enough-length"})[0] == 200
@@ -192,7 +192,7 @@ def test_tls(serve, certificate):
         assert client.infer(request())["actions"].shape == (CHUNK, 2)
     with pytest.raises(RefusedError, match="could not prove who it is"):
         PolicyClient(server.address).infer(request())
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(ConnectionLostError, match="one with TLS is at wss://"):
         PolicyClient(server.address.replace("wss", "ws"), timeout=2).infer(request())
     assert server.server._tls.minimum_version >= ssl.TLSVersion.TLSv1_2
 
@@ -302,9 +302,13 @@ def test_noise_never_takes_it_down(serve):
         (pack({"prompt": "go left"}), "the policy needs 'observation.state'"),
         (pack({"observation.state": "zeros", "prompt": "go left"}), "'observation.state' is str"),
         (pack(request(value=np.nan)), "is not finite"),
+        (pack({"observation.state": np.full((1, 3), 1e300), "prompt": "go left"}), "not finite in single"),
+        (pack(request(prompt="go left" * 1_000_000)), "an instruction of 7000000 characters"),
         (pack(request(prompt=None)), "needs an instruction"),
         (pack(request(rtc=3)), "'rtc' is 3"),
         (pack(request(rtc={"actions": np.zeros((2, 3))})), r"finite numbers of shape \(n, 2\)"),
+        (pack(request(rtc={"actions": np.full((2, 2), 1e300)})), "finite numbers"),
+        (pack(request(rtc=b"x" * 1_000_000)), "'rtc' is b'x"),
         (pack(request(rtc={"actions": np.zeros((2, 2)), "fixed": -1})), "fixed=-1"),
         (pack(request(rtc={"actions": np.zeros((2, 2)), "mask": "cubic"})), "mask='cubic'"),
         (pack(request(rtc={"tick": "now"})), "tick='now'"),
@@ -319,6 +323,7 @@ def test_malformed_requests_are_answered_with_what_is_wrong(serve, message, word
         ws.send(message)
         answer = ws.recv()
         assert isinstance(answer, str)
+        assert len(answer) < 2000, "what it sent is not sent back whole"
         assert "Traceback" not in answer
         assert re.search(words, answer), answer
     assert server.server.metrics.errors == {"malformed": 1}

@@ -71,6 +71,23 @@ def test_twenty_clients_at_once_get_their_own_answers(serve, service):
     assert sum(metrics.batch.counts) < 80, "they shared inferences"
 
 
+def test_fifty_at_once_where_five_may_come(serve):
+    server = serve(max_sessions=5)
+    most = []
+
+    def call(value):
+        with PolicyClient(server.address, timeout=60) as client:
+            actions = client.infer(request(value=value), retry_for=100)["actions"]
+            most.append(len(server.server._open))
+            return actions.shape
+
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        assert set(pool.map(call, np.linspace(-0.9, 0.9, 50))) == {(CHUNK, 2)}, "in the end all are served"
+    assert max(most) <= 5
+    assert server.server.metrics.requests == 50
+    assert set(server.server.metrics.errors) <= {"unavailable"}
+
+
 def test_clients_that_hang_in_every_phase_disturb_nobody(serve):
     server = serve()
     with contextlib.ExitStack() as stack:

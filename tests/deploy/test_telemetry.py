@@ -1,15 +1,18 @@
 """Rings in shared memory: one writes, others read, nobody waits."""
 
+import json
 import os
 import stat
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mode_policy.deploy import runtime
 from mode_policy.deploy.telemetry import CHUNKS, TICKS, Telemetry
+from mode_policy.deploy.telemetry_log import LogProcess
 from mode_policy.errors import ConfigError
 
 
@@ -98,7 +101,7 @@ def test_chunks_and_pictures(telemetry):
     telemetry.show("top", picture)
     np.testing.assert_array_equal(other.picture("top"), picture)
     for n in range(CHUNKS + 3):
-        telemetry.record_chunk(n, n, n + 1, 2, np.full((3, 2), n))
+        telemetry.record_chunk(0, n, n, n + 1, 2, np.full((3, 2), n))
     chunks, following = other.chunks_since(CHUNKS)
     assert following == CHUNKS + 3
     assert chunks["observed"].tolist() == [CHUNKS, CHUNKS + 1, CHUNKS + 2]
@@ -134,6 +137,20 @@ def test_there_may_be_no_loop(tmp_path, monkeypatch):
     broken.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="holds no telemetry"):
         Telemetry.attach()
+
+
+def test_telemetry_of_another_version_is_not_misread(telemetry):
+    header = json.dumps(telemetry.header | {"version": 1}).encode()
+    other = telemetry.path.read_bytes().replace(json.dumps(telemetry.header).encode(), header)
+    telemetry.path.write_bytes(other)
+    with pytest.raises(ConfigError, match="its layout is version 1, this program reads version"):
+        Telemetry.attach(telemetry.path)
+
+
+def test_a_log_that_cannot_be_begun_is_noticed_before_the_run(telemetry):
+    pytest.importorskip("pyarrow")
+    with pytest.raises(ConfigError, match=r"a log at /proc/nowhere/run\.parquet cannot be begun"):
+        LogProcess(telemetry, Path("/proc/nowhere/run.parquet"))
 
 
 def test_what_killed_loops_left_is_cleared_away(tmp_path, monkeypatch):

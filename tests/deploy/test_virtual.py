@@ -201,14 +201,17 @@ def test_jumps_are_told_apart(moving_sizes):
     np.testing.assert_allclose(delta["jerk sum"], 3 + 3 + 3)
 
 
-def test_a_cell_is_summarised(benchmark_code, monkeypatch):
+def benchmark(name, benchmark_code, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())  # the benchmark takes the repository away from it
     monkeypatch.setitem(sys.modules, "_realtime", benchmark_code)
-    described = importlib.util.spec_from_file_location(
-        "realtime_delay", ROOT / "benchmarks/realtime_delay.py"
-    )
+    described = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
     module = importlib.util.module_from_spec(described)
     described.loader.exec_module(module)
+    return module
+
+
+def test_a_cell_is_summarised(benchmark_code, monkeypatch):
+    module = benchmark("realtime_delay", benchmark_code, monkeypatch)
     sizes = {f"{name} {what}": 2 for name in ("seam", "inside", "jerk", "held") for what in ("n", "sum")}
     episode = {"key": "rtc half pusht 0", "delay ticks": 5.0, "ticks": 9, "missed": 0, **sizes}
     row = module.summarise(
@@ -218,6 +221,30 @@ def test_a_cell_is_summarised(benchmark_code, monkeypatch):
     assert row["lost"] == {"pusht": 1}
     assert row["success"] == 0.5
     assert module.summarise([{**episode, "success": True, "coverage": None}])["coverage"] is None
+
+
+def test_a_record_of_a_part_stands_beside_that_of_all(benchmark_code, monkeypatch):
+    module = benchmark("realtime_delay", benchmark_code, monkeypatch)
+    whole = module.record_name("a", module.STRATEGIES, module.DELAYS)
+    part = module.record_name("a", "rtc,asynchronous", "0,half")
+    assert (whole, part) == ("a", "a_rtc-asynchronous_0-half")
+    report = benchmark("realtime_report", benchmark_code, monkeypatch)
+
+    def record(episodes, half):
+        row = {"strategy": "rtc", "episodes": episodes, "low": 0, "high": 1, "coverage": None, "held": 0}
+        row |= dict.fromkeys(("delay ticks", "seam", "inside", "jerk", "ticks"), 1) | {"seam / inside": 0.5}
+        rows = [
+            {**row, "delay": "0", "delay ms": 0, "success": 0.8},
+            {**row, "delay": "half", "delay ms": 50, "success": half, "lost": {"b": 2, "a": 1}},
+        ]
+        return {"config": {"robot": "pusht", "rate": 10.0}, "rows": rows}
+
+    few, many = record(20, 0.4), record(300, 0.6)
+    told = report.summary({"p_virtual": few, "p_virtual_rtc_0-half": many}).splitlines()
+    (row,) = [line for line in told if "rtc |" in line]
+    assert "300" in row, "the most episodes are told of"
+    assert "**75 %**" in row
+    assert report.lost(many["rows"]).endswith("lost 1 of a, 2 of b.\n")
 
 
 class Counting:

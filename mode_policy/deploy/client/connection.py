@@ -10,7 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+    WebSocketException,
+)
 from websockets.sync.client import ClientConnection, connect
 from websockets.uri import parse_uri
 
@@ -148,11 +154,14 @@ class PolicyClient:
             status = error.response.status_code
             if status == 503:
                 raise ConnectionLostError(f"{self.address} takes no sessions now (status 503)") from error
-            raise RefusedError(f"{self.address} refused the connection with status {status}") from error
+            hint = "; it wants a token, or another one" if status == 401 else ""
+            raise RefusedError(f"{self.address} refused the connection with status {status}{hint}") from error
         except ssl.SSLCertVerificationError as error:
             raise RefusedError(f"{self.address} could not prove who it is: {error}") from error
         except (OSError, TimeoutError, WebSocketException) as error:
-            raise ConnectionLostError(f"no server at {self.address}: {error}") from error
+            plain = self._tls is None and isinstance(error, InvalidMessage)
+            hint = "; one with TLS is at wss://" if plain else ""
+            raise ConnectionLostError(f"no server at {self.address}: {error}{hint}") from error
         try:
             hello = connection.recv(timeout=self.timeout)
         except (TimeoutError, ConnectionClosed, OSError) as error:

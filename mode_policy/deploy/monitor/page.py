@@ -34,8 +34,9 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
 :root { --sent: #2563eb; --asked: #94a3b8; --chunk: #f59e0b; --bad: #dc2626; }
 body { margin: 0; font: 14px/1.4 system-ui, sans-serif; }
-header { display: flex; flex-wrap: wrap; gap: .4em 1em; align-items: center; padding: .6em 1em; }
-header { border-bottom: 1px solid var(--line); }
+header { display: flex; gap: 1em; align-items: center; padding: .6em 1em; }
+header { border-bottom: 1px solid var(--line); background: Canvas; }
+header { position: sticky; top: 0; z-index: 1; }  /* the button stays where it is */
 h1 { font-size: 1.1em; margin: 0; } h2 { font-size: 1em; margin: 0 0 .4em; }
 small { color: gray; font-weight: normal; }
 .sent { color: var(--sent); } .asked { color: var(--asked); }
@@ -48,11 +49,11 @@ main.seeing .wide { grid-column: span 2; }
   main { grid-template-columns: minmax(0, 1fr); }
   main .wide, main.seeing .wide { grid-column: auto; }
 }
-.badge { padding: .1em .6em; border-radius: 1em; background: #8883; }
+.badge { padding: .1em .6em; border-radius: 1em; background: #8883; white-space: nowrap; }
 .badge.running { background: #16a34a; color: white; }
 .badge.holding { background: #d97706; color: white; }
 .badge.silent, .badge.died, .badge.stopping { background: var(--bad); color: white; }
-button { margin-left: auto; padding: .6em 1.4em; border: 0; border-radius: 6px; cursor: pointer; }
+button { flex: none; margin-left: auto; padding: .6em 1.4em; border: 0; border-radius: 6px; cursor: pointer; }
 button { background: var(--bad); color: white; font-weight: bold; font-size: 1em; }
 button:focus-visible { outline: 3px solid #f59e0b; }
 section canvas { width: 100%; display: block; }
@@ -74,7 +75,7 @@ function plots(wanted) {
   $("actions").replaceChildren(...names.map(name => {
     const canvas = document.createElement("canvas");
     canvas.title = name;
-    canvas.style.height = Math.max(48, Math.min(110, 480 / names.length)) + "px";
+    canvas.style.height = Math.max(48, Math.min(190, 400 / names.length)) + "px";
     return canvas;
   }));
 }
@@ -169,11 +170,9 @@ function show(s) {
   $("status").textContent = s.status; $("status").className = "badge " + s.status;
   if (s.status === "waiting") return;
   if (s.run !== run) { ticks = []; chunks = []; run = s.run; $("cameras").replaceChildren(); }
-  if (ticks.length && s.ticks.length && s.ticks.at(-1).episode !== ticks.at(-1).episode) {
-    const newest = s.ticks.at(-1).episode;
-    ticks = []; chunks = []; s.ticks = s.ticks.filter(t => t.episode === newest);
-  }
-  ticks = ticks.concat(s.ticks).slice(-KEPT); chunks = chunks.concat(s.chunks).slice(-8);
+  ticks = ticks.concat(s.ticks);
+  const now = x => x.episode === ticks.at(-1)?.episode;  // ticks are counted anew in each
+  ticks = ticks.filter(now).slice(-KEPT); chunks = chunks.concat(s.chunks).filter(now).slice(-8);
   since = s.after; chunksSince = s.chunks_after;
   plots(s.actions);
   $("title").textContent = s.title || "mode-monitor";

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +37,7 @@ class MonitorServer:
     def __init__(self, watched: Watched, port: int = 8600) -> None:
         handler = type("Handler", (_Handler,), {"watched": watched, "lock": threading.Lock()})
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+            self._server = _Server(("127.0.0.1", port), handler)
         except OSError as error:
             raise ConfigError(f"cannot listen at port {port}: {error}; choose another with --port") from error
         self._server.daemon_threads = True
@@ -56,7 +57,15 @@ class MonitorServer:
         self._server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of pages that were closed in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
+    server: ThreadingHTTPServer
     watched: Watched
     lock: threading.Lock
     protocol_version = "HTTP/1.1"
@@ -106,8 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_local(self) -> bool:
         """Refuse names that only resolve to this machine: a foreign page may have made its own do that."""
-        host = (self.headers.get("Host") or "").rpartition(":")[0]
-        if host in ("127.0.0.1", "localhost"):
+        host = self.headers.get("Host") or ""
+        if host.removesuffix(f":{self.server.server_port}") in ("127.0.0.1", "localhost"):
             return True
         self._reply(HTTPStatus.FORBIDDEN, b"the monitor is at 127.0.0.1\n")
         return False

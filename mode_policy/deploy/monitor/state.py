@@ -73,10 +73,7 @@ class Watched:
             "after": after,
             "chunks_after": chunks_after,
             "ticks": [_row(row) for row in rows],
-            "chunks": [
-                {"start": int(c["start"]), "fixed": int(c["fixed"]), "actions": _finite(c["actions"])}
-                for c in made[-8:]
-            ],
+            "chunks": [_chunk(row) for row in made[-8:]],
             "count": count,
             "misses": self._misses,
             "losses": self._losses,
@@ -136,6 +133,15 @@ def _row(row: np.void) -> dict[str, Any]:
         "interventions": list(names(int(row["interventions"]))),
         "proposal": _finite(row["proposal"]),
         "action": _finite(row["action"]),
+    }
+
+
+def _chunk(row: np.void) -> dict[str, Any]:
+    return {
+        "episode": int(row["episode"]),
+        "start": int(row["start"]),
+        "fixed": int(row["fixed"]),
+        "actions": _finite(row["actions"]),
     }
 
 

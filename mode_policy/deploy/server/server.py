@@ -32,13 +32,15 @@ log = logging.getLogger("mode_policy.server")
 
 #: Seconds that connections get to close; also, in the end, those that were never opened.
 LEAVING = 2
+#: Characters of what a client is told, which may quote what it sent.
+LONGEST_REASON = 1000
 
 
 class RefusedError(Exception):
     """A session that is ended: the reason for the metrics, what the client is told, and the close code."""
 
     def __init__(self, reason: str, message: str, code: int) -> None:
-        super().__init__(message)
+        super().__init__(message if len(message) <= LONGEST_REASON else f"{message[:LONGEST_REASON]} …")
         self.reason, self.code = reason, code
 
 
