@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -34,6 +35,10 @@ CONF = {
     "serve": "mode_policy.conf.serve",
     "control": "mode_policy.conf.control",
 }
+
+#: Exit code of bad input, and the variable that names a file which a launched process makes to say that it
+#: ended for it: to start it anew would not help.
+BAD_INPUT, REFUSED = 2, "MODE_REFUSED"
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -144,7 +149,9 @@ class exit_codes:  # noqa: N801 - used as a function
             Console(stderr=True, highlight=False, soft_wrap=True).print(
                 f"{what}: {error}", style="red", markup=False
             )
-            raise SystemExit(2) from None
+            if refused := os.environ.get(REFUSED):
+                Path(refused).touch()
+            raise SystemExit(BAD_INPUT) from None
         if isinstance(error, KeyboardInterrupt):
             raise SystemExit(130) from None
 

@@ -9,7 +9,7 @@ process's own: the masks of dropout, and the batch statistics of an image encode
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,21 +91,24 @@ class Processes:
         """Return whether it is so in any process."""
         return self.agree(0.0, flag)[1]
 
-    def check_same(self, what: str, value: str) -> None:
-        """Hold every process's ``value`` to the main one's.
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Hold every process's named values to the main one's.
 
         Raises:
-            ConfigError: in all of them, naming those that differ.
+            ConfigError: in all of them, naming a process that differs, and in what.
         """
         if self.count == 1:
             return
-        values: list[str] = [""] * self.count
-        dist.all_gather_object(values, value, group=self._hosts)
-        if other := [rank for rank, theirs in enumerate(values) if theirs != values[0]]:
-            raise ConfigError(
-                f"process {other[0]} has another {what} than process 0: {values[other[0]]}, not {values[0]}; "
-                "all of them need the same data and settings"
-            )
+        everyone: list[Mapping[str, Any]] = [{}] * self.count
+        dist.all_gather_object(everyone, values, group=self._hosts)
+        first = everyone[0]
+        for rank, theirs in enumerate(everyone):
+            if differ := [name for name in first if theirs.get(name) != first[name]]:
+                what = ", ".join(f"{name} is {theirs.get(name)}, not {first[name]}" for name in differ[:5])
+                raise ConfigError(
+                    f"process {rank} is not like process 0: {what}; all of them need the same data and "
+                    "settings"
+                )
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -58,11 +58,13 @@ def test_trackio_gets_every_record(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_optuna_finds_the_better_of_two(tmp_path, reach_store):
     """A learning rate that ruins the run, and one that does not; what diverges does not end the sweep."""
-    pytest.importorskip("optuna")
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/sweep.db"
     done = program(
         *("train", "-m", "hydra/sweeper=mode_optuna", "hydra.sweeper.n_trials=4", *TINY),
         *("dataset.source=path", f"dataset.path={reach_store}", "evaluation.episodes=0"),
         *("trainer.learning_rate=choice(1e-3,1e6)", f"hydra.sweep.dir={tmp_path}/sweep"),
+        f"hydra.sweeper.storage={storage}",
         timeout=900,
     )
     assert done.returncode == 0, done.stderr
@@ -70,3 +72,7 @@ def test_optuna_finds_the_better_of_two(tmp_path, reach_store):
     assert found["best_params"] == {"trainer.learning_rate": 0.001}
     assert math.isfinite(found["best_value"])
     assert len(list((tmp_path / "sweep").glob("*/metrics.jsonl"))) == 4
+    # The study outlives the program, so that it can be continued.
+    kept = optuna.load_study(study_name="metaworld_mt10", storage=storage)
+    assert kept.best_params == found["best_params"]
+    assert len(kept.trials) == 4

@@ -77,8 +77,7 @@ def test_padding_has_no_part_in_the_loss(dataset: Path) -> None:
 
 
 def test_a_weighted_loss_has_a_weighted_gradient(dataset: Path) -> None:
-    """What LeRobot's sample weighting does with ``reduction="none"``: a sample of weight 0 teaches "
-    "nothing."""
+    """What LeRobot's sample weighting does with ``reduction="none"``: one of weight 0 teaches nothing."""
     policy = fresh(dataset, "loss.load_balance=0").train()
     batch = batch_of(dataset, policy)
     weight = torch.arange(18.0)
@@ -129,6 +128,19 @@ def test_the_average_is_that_of_our_trainer(dataset: Path) -> None:
     loss = policy.eval().forward(batch_of(dataset, policy))[0]
     torch.manual_seed(0)
     assert torch.equal(loss, policy.ema(ours(batch_of(dataset, policy), 1)).total)
+
+
+def test_every_trained_parameter_gets_a_gradient(dataset: Path) -> None:
+    """Of experts that nobody chose one of zero: processes that average gradients wait for nobody."""
+    policy = fresh(dataset, "denoiser.experts.num=5").train()
+    loss, figures = policy.forward(batch_of(dataset, policy, size=1))
+    assert any(figures[f"expert_{n}"] == 0 for n in range(5))
+    loss.backward()
+    groups = policy.get_optim_params()
+    assert all(p.grad is not None for group in groups for p in group["params"])
+    # What LeRobot shards by name is there.
+    (unit,) = policy._fsdp_wrap_modules
+    assert sum(type(module).__name__ == unit for module in policy.model.modules()) == 2
 
 
 def test_only_the_network_is_trained_and_only_matrices_decay(dataset: Path) -> None:

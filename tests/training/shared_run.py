@@ -23,10 +23,10 @@ def padded(step: int) -> Batch:
     return replace(batch, action_is_pad=torch.arange(4) >= lengths[:, None])
 
 
-def make(folder: Path, balance: float = 0.01, **changes) -> Trainer:
+def make(folder: Path, balance: float = 0.01, processes: Processes | None = None, **changes) -> Trainer:
     """The run's trainer, in whichever process this is."""
     settings = config(**{"steps": 8} | changes)
-    processes = Processes(settings)
+    processes = processes or Processes(settings)
     own = slice(processes.rank * processes.share, (processes.rank + 1) * processes.share)
     validation = [toy.batch(10**6 + i, size=6 + i) for i in range(3)]
     return Trainer(

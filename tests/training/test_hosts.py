@@ -75,7 +75,7 @@ def test_two_hosts_train_what_one_process_does(hosts, tmp_path, sharding):
     ]
     try:
         for process in running:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=600)
             assert process.returncode == 0, output
     finally:
         for process in running:

@@ -19,11 +19,11 @@ from tests.training.runs import config
 from tests.training.shared_run import make
 
 
-def launch(folder, *changes, count=2):
+def launch(folder, *changes, count=2, module="shared_run"):
     """Start the run of `shared_run` in several processes."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "tests.training.shared_run", str(folder), *changes],
+        [sys.executable, *launcher, "-m", f"tests.training.{module}", str(folder), *changes],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -43,7 +43,7 @@ def difference(one, two):
 
 def test_two_processes_train_what_one_does(tmp_path):
     """With all draws of the default policy, and more padding in one process's rows than in the other's."""
-    _, errors = (process := launch(tmp_path / "two")).communicate(timeout=120)
+    _, errors = (process := launch(tmp_path / "two")).communicate(timeout=600)
     assert process.returncode == 0, errors
     make(tmp_path / "one").run()
     # float32 sums in another order; weights are of the order of 0.1, and 8 steps move them by up to 0.02.
@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     "changes", [("accumulate=2", "balance=0"), ("sharding=full", "activation_checkpointing=1")]
 )
 def test_parts_and_shares_make_no_difference(tmp_path, changes):
-    _, errors = (process := launch(tmp_path / "two", *changes)).communicate(timeout=300)
+    _, errors = (process := launch(tmp_path / "two", *changes)).communicate(timeout=600)
     assert process.returncode == 0, errors
     make(tmp_path / "one", balance=0 if "balance=0" in changes else 0.01).run()
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-6
@@ -98,11 +98,18 @@ def test_recomputing_keeps_less_memory():
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_exactly_with_other_processes(tmp_path):
-    """Four that share the weights, then two that hold them all, then one."""
-    for steps, count, changes in ((4, 4, ("sharding=full",)), (8, 2, ())):
-        process = launch(tmp_path / "many", f"until={steps}", "steps=12", *changes, count=count)
-        _, errors = process.communicate(timeout=300)
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param([(4, "full"), (2, "none")], id="four shares, two replicas, one"),
+        pytest.param([(1, "none"), (2, "full")], id="one, two shares, one"),
+    ],
+)
+def test_a_run_goes_on_exactly_with_other_processes(tmp_path, stages):
+    """Four steps in each stage, and the last four in this process."""
+    for number, (count, sharding) in enumerate(stages, start=1):
+        changes = (f"until={4 * number}", "steps=12", f"sharding={sharding}")
+        _, errors = (process := launch(tmp_path / "many", *changes, count=count)).communicate(timeout=600)
         assert process.returncode == 0, errors
     trainer = make(tmp_path / "many", steps=12)
     trainer.resume(trainer.checkpoints.last)
@@ -113,10 +120,21 @@ def test_a_run_goes_on_exactly_with_other_processes(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_holds_what_pytorch_gathers_to_the_bit(tmp_path):
+    """Written by shares, read by shares, and read by shares from what one process wrote."""
+    one = make(tmp_path / "one", steps=4)
+    one.run()
+    process = launch(tmp_path / "two", str(one.checkpoints.last), module="shared_state")
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert difference(tmp_path / "one", tmp_path / "two") > 0  # two checkpoints, and each was held to its own
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_it_resumes_exactly(tmp_path):
     process = launch(tmp_path / "two", "steps=60", "sharding=full")
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not (tmp_path / "two" / "checkpoints" / "last").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
@@ -125,12 +143,12 @@ def test_a_killed_process_ends_the_run_and_it_resumes_exactly(tmp_path):
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         )
         os.kill(int(workers.stdout.split()[1]), signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode != 0
         assert "Signal 9" in errors
     finally:
         process.kill()
-    _, errors = (process := launch(tmp_path / "two", "steps=60", "sharding=full")).communicate(timeout=300)
+    _, errors = (process := launch(tmp_path / "two", "steps=60", "sharding=full")).communicate(timeout=600)
     assert process.returncode == 0, errors
     make(tmp_path / "one", steps=60).run()
     assert difference(tmp_path / "one", tmp_path / "two") < 1e-5
@@ -147,18 +165,18 @@ def test_another_seed_is_told_apart(tmp_path):
 def test_a_launcher_that_is_stopped_leaves_a_checkpoint_to_continue_from(tmp_path):
     process = launch(tmp_path / "two", "steps=120")
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (tmp_path / "two" / "checkpoints" / "last").exists():
             assert time.monotonic() < deadline
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.wait(timeout=600)
     finally:
         process.kill()
     at = int(os.readlink(tmp_path / "two" / "checkpoints" / "last").removeprefix("step_"))
     assert read_metrics(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == at < 120
-    _, errors = (process := launch(tmp_path / "two", "steps=120")).communicate(timeout=120)
+    _, errors = (process := launch(tmp_path / "two", "steps=120")).communicate(timeout=600)
     assert process.returncode == 0, errors
     make(tmp_path / "one", steps=120).run()
     # As above; rounding grows on the way through 120 steps.

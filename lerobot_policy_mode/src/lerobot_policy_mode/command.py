@@ -2,10 +2,12 @@
 
 ::
 
-    mode-lerobot to-lerobot runs/pusht/…/checkpoints/last lerobot_policy      then: lerobot-eval
-    --policy.path=… mode-lerobot from-lerobot outputs/train/…/pretrained_model checkpoint     then:
-    mode-evaluate, mode-serve, … mode-lerobot policy-server --port 8080
-    LeRobot's asynchronous inference
+    mode-lerobot to-lerobot runs/pusht/…/checkpoints/last policy
+        then: lerobot-eval --policy.path=policy …
+    mode-lerobot from-lerobot outputs/train/…/pretrained_model checkpoint
+        then: mode-evaluate, mode-serve, mode-control, … checkpoint=checkpoint
+    mode-lerobot policy-server --port 8080
+        LeRobot's asynchronous inference
 """
 
 from __future__ import annotations

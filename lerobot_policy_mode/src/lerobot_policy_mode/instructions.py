@@ -45,8 +45,7 @@ class Instructions(nn.Module):
         self._fill()
 
     def table(self) -> InstructionTable:
-        """Return the known instructions with their embeddings, zeros for those that are still to be "
-        "loaded."""
+        """Return the known instructions with their embeddings, zeros for those still to be loaded."""
         return InstructionTable(
             encoder=self.encoder, instructions=self.texts, embeddings=self.embeddings.detach().cpu().clone()
         )
